@@ -1,0 +1,139 @@
+"""Every error that crosses a room's border, in one tree.
+
+    KvnodeError
+    ├── BadRequest                  the caller's fault; nothing was proposed
+    │   ├── KeyTooLong
+    │   └── ValueTooLarge
+    ├── NotNow                      try again; ``took_effect`` says what became of the request
+    │   ├── NotLeader(leader_id)    certainly not appended
+    │   ├── NoLeader                certainly not appended
+    │   ├── Overloaded              certainly not appended; a queue was full
+    │   ├── LeadershipLost          appended, then the leader changed: unknown
+    │   ├── Timeout                 the deadline passed
+    │   └── PeerUnreachable         the connection to a peer failed
+    ├── MembershipRefused           a guard refused the change; nothing was appended
+    ├── ProtocolError
+    │   ├── LocalProtocolError      our bug
+    │   └── RemoteProtocolError     a bad peer; costs it the connection
+    └── MustStop                    this node must stop
+        ├── DiskFailed              a write or sync failed: never retried (RC-8)
+        ├── CorruptLog              a file is not what its checksum says (RC-71)
+        ├── DirectoryInUse          another process owns the data directory (RC-52)
+        ├── ForeignDirectory        the directory belongs to another cluster or format
+        └── InvariantBroken         something that cannot happen did (RC-75)
+
+A write has three outcomes: done, certainly not done, and *unknown* (RC-58). Errors of the *not now*
+family carry the answer in ``took_effect``; a caller may retry blindly only on ``"no"``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+TookEffect = Literal["no", "unknown"]
+
+
+class KvnodeError(Exception):
+    """Root of every error that kvnode raises on purpose."""
+
+
+class BadRequest(KvnodeError):
+    """The caller's fault. Nothing was proposed and nothing was stored."""
+
+
+class KeyTooLong(BadRequest):
+    """A key is longer than the configured bound."""
+
+
+class ValueTooLarge(BadRequest):
+    """A value is larger than the configured bound."""
+
+
+class NotNow(KvnodeError):
+    """The request cannot be answered now.
+
+    Attributes:
+        took_effect: ``"no"`` when the request was certainly not appended to the log, ``"unknown"``
+            when it may have been.
+    """
+
+    took_effect: TookEffect = "no"
+
+    def __init__(self, message: str = "", *, took_effect: TookEffect | None = None) -> None:
+        """Keep the message; ``took_effect`` overrides the class's default."""
+        super().__init__(message or self.__class__.__name__)
+        if took_effect is not None:
+            self.took_effect = took_effect
+
+
+class NotLeader(NotNow):
+    """This node does not lead. ``leader_id`` is who does, as far as it knows."""
+
+    def __init__(self, leader_id: str | None = None) -> None:
+        """Remember whom to ask instead."""
+        super().__init__("not the leader")
+        self.leader_id = leader_id
+
+
+class NoLeader(NotNow):
+    """No leader is known, and none appeared within the time allowed."""
+
+
+class Overloaded(NotNow):
+    """A bounded queue is full. Refused before anything was appended (RC-67)."""
+
+
+class LeadershipLost(NotNow):
+    """The entry was appended, but the leader changed before it was known to be committed."""
+
+    took_effect: TookEffect = "unknown"
+
+
+class Timeout(NotNow):
+    """The deadline passed first."""
+
+    took_effect: TookEffect = "unknown"
+
+
+class PeerUnreachable(NotNow):
+    """The connection to a peer could not be made, or broke."""
+
+
+class MembershipRefused(KvnodeError):
+    """A guard refused a membership change (RC-43, RC-45). Nothing was appended."""
+
+
+class ProtocolError(KvnodeError):
+    """Two ends disagree about the protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own code broke the protocol."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol. It costs it the connection, nothing else."""
+
+
+class MustStop(KvnodeError):
+    """The node cannot go on safely. The process ends with a non-zero code."""
+
+
+class DiskFailed(MustStop):
+    """A write or a sync failed. It is never retried: the kernel may have dropped the data (RC-8)."""
+
+
+class CorruptLog(MustStop):
+    """Durable data is not what its checksum says (RC-71, RC-73)."""
+
+
+class DirectoryInUse(MustStop):
+    """Another process holds, or has taken over, the data directory (RC-52)."""
+
+
+class ForeignDirectory(MustStop):
+    """The data directory was written by another cluster, node or format version."""
+
+
+class InvariantBroken(MustStop):
+    """Something that cannot happen did. Going on could destroy data (RC-75)."""
