@@ -17,6 +17,7 @@
     │   └── RemoteProtocolError     a bad peer; costs it the connection
     └── MustStop                    this node must stop
         ├── DiskFailed              a write or sync failed: never retried (RC-8)
+        │   └── DiskFull            … because there is no space left (RC-70)
         ├── CorruptLog              a file is not what its checksum says (RC-71)
         ├── DirectoryInUse          another process owns the data directory (RC-52)
         ├── ForeignDirectory        the directory belongs to another cluster or format
@@ -121,6 +122,10 @@ class MustStop(KvnodeError):
 
 class DiskFailed(MustStop):
     """A write or a sync failed. It is never retried: the kernel may have dropped the data (RC-8)."""
+
+
+class DiskFull(DiskFailed):
+    """No space left on the device, or a quota is used up (RC-70)."""
 
 
 class CorruptLog(MustStop):
