@@ -11,6 +11,7 @@
     │   ├── LeadershipLost          appended, then the leader changed: unknown
     │   ├── Timeout                 the deadline passed
     │   └── PeerUnreachable         the connection to a peer failed
+    ├── SettingError                a flag, variable or file member cannot be used
     ├── MembershipRefused           a guard refused the change; nothing was appended
     ├── ProtocolError
     │   ├── LocalProtocolError      our bug
@@ -98,6 +99,10 @@ class Timeout(NotNow):
 
 class PeerUnreachable(NotNow):
     """The connection to a peer could not be made, or broke."""
+
+
+class SettingError(KvnodeError):
+    """A flag, a variable or a file member cannot be used. The text begins with its name."""
 
 
 class MembershipRefused(KvnodeError):

@@ -1,0 +1,388 @@
+"""The settings, one field each.
+
+A field's name is the file's member; ``--`` and dashes make it the flag, ``KVNODE_`` and capitals the
+variable. Units close the name (``_bytes``, ``_ms``, ``_s``) and so do bounds (``_max``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+Kind = Literal["str", "int", "float", "bool", "list"]
+Value = str | int | float | bool | tuple[str, ...]
+
+_KINDS: dict[object, Kind] = {
+    str: "str",
+    int: "int",
+    float: "float",
+    bool: "bool",
+    tuple[str, ...]: "list",
+}
+
+
+class Setting(NamedTuple):
+    """What is known about one setting."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    section: str
+    unit: str
+    """``bytes``, ``ms``, ``s`` or empty. A value may carry its own unit: ``64MiB``, ``1.5s``."""
+    lo: float | None
+    """Smallest value allowed, inclusive."""
+    hi: float | None
+    """Largest value allowed, inclusive."""
+    choices: tuple[str, ...]
+    consul_flags: tuple[str, ...]
+    """Consul's spellings without the dash, where they differ from our own name."""
+    consul_json: tuple[str, ...]
+    """Dotted paths of Consul's JSON members."""
+
+    @property
+    def flag(self) -> str:
+        """The flag, such as ``--http-port``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, such as ``KVNODE_HTTP_PORT``."""
+        return "KVNODE_" + self.name.upper()
+
+
+def _setting(
+    default: Value,
+    help: str,  # noqa: A002 - the word that every reader of a declaration expects
+    *,
+    section: str,
+    unit: str = "",
+    lo: float | None = None,
+    hi: float | None = None,
+    choices: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+    json: tuple[str, ...] = (),
+) -> Any:
+    """Declare one setting; see ``Setting`` for the meaning of each argument."""
+    meta = {
+        "help": help,
+        "section": section,
+        "unit": unit,
+        "lo": lo,
+        "hi": hi,
+        "choices": choices,
+        "consul_flags": flags,
+        "consul_json": json,
+    }
+    return dataclasses.field(default=default, metadata=meta)
+
+
+_NODE = "Node"
+_NETWORK = "Network"
+_CLUSTER = "Cluster"
+_LOGS = "Logs"
+_LIMITS = "Limits"
+_TIMING = "Timing"
+_STORAGE = "Storage"
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+_GIB = 1024 * _MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set for one node. Field order is the order of the documentation."""
+
+    # -- node -----------------------------------------------------------------------------------
+    node_name: str = _setting(
+        "",
+        "Name of this node: stable, unique in the cluster, the pod's name in Kubernetes. "
+        "Empty: the host name.",
+        section=_NODE,
+        flags=("node",),
+        json=("node_name",),
+    )
+    data_dir: str = _setting(
+        "",
+        "Directory of this node's log, state and identity. One process per directory. "
+        "Required, except with --dev.",
+        section=_NODE,
+        json=("data_dir",),
+    )
+    datacenter: str = _setting(
+        "dc1",
+        "Name that the API reports as the datacenter; requests for any other are refused.",
+        section=_NODE,
+        json=("datacenter",),
+    )
+    config_file: tuple[str, ...] = _setting(
+        (),
+        "File to read settings from: TOML or JSON, repeatable, later ones win. A folder means its "
+        "*.toml and *.json files in order of name. A missing one is reported and skipped.",
+        section=_NODE,
+        flags=("config-dir",),
+    )
+    dev: bool = _setting(
+        False,
+        "A cluster of one for trying things out: loopback only, data in a temporary directory that "
+        "is removed at the end (unless --data-dir is given).",
+        section=_NODE,
+    )
+    ui: bool = _setting(
+        True, "Serve the web page at /ui/.", section=_NODE, json=("ui", "ui_config.enabled")
+    )
+    pid_file: str = _setting(
+        "",
+        "File to write the process id to; removed at the end.",
+        section=_NODE,
+        json=("pid_file",),
+    )
+
+    # -- network --------------------------------------------------------------------------------
+    bind: str = _setting(
+        "0.0.0.0",
+        "Address that the peer port listens on.",
+        section=_NETWORK,
+        json=("bind_addr",),
+    )
+    client: str = _setting(
+        "127.0.0.1",
+        "Address that the HTTP port listens on. There are no access rules yet: give 0.0.0.0 only "
+        "where the network is trusted, as inside a Kubernetes NetworkPolicy.",
+        section=_NETWORK,
+        json=("client_addr", "addresses.http"),
+    )
+    http_port: int = _setting(
+        8500,
+        "HTTP port. 0: any free one; -1: no HTTP server.",
+        section=_NETWORK,
+        lo=-1,
+        hi=65535,
+        json=("ports.http",),
+    )
+    peer_port: int = _setting(
+        8300,
+        "Port that other nodes talk to. 0: any free one.",
+        section=_NETWORK,
+        lo=0,
+        hi=65535,
+        flags=("server-port",),
+        json=("ports.server",),
+    )
+    advertise: str = _setting(
+        "",
+        "Host, or host:port, at which other nodes reach this one. A name is looked up again at each "
+        "connection. Empty: the bind address, or this machine's own address when that is 0.0.0.0.",
+        section=_NETWORK,
+        json=("advertise_addr",),
+    )
+
+    # -- cluster --------------------------------------------------------------------------------
+    bootstrap_expect: int = _setting(
+        0,
+        "Number of nodes that found the cluster together. Used once, on empty directories; a node "
+        "that holds data ignores it. 0: never found one, only join.",
+        section=_CLUSTER,
+        lo=0,
+        hi=99,
+        json=("bootstrap_expect",),
+    )
+    bootstrap: bool = _setting(
+        False,
+        "Found a cluster of one; the same as --bootstrap-expect=1.",
+        section=_CLUSTER,
+        json=("bootstrap",),
+    )
+    retry_join: tuple[str, ...] = _setting(
+        (),
+        "Host, or host:port, of another node; repeatable. The port is --peer-port when not given.",
+        section=_CLUSTER,
+        flags=("join",),
+        json=("retry_join", "start_join"),
+    )
+    join_srv: str = _setting(
+        "",
+        "Full name whose SRV records list the nodes, such as "
+        "_raft._tcp.kvnode.default.svc.cluster.local.",
+        section=_CLUSTER,
+    )
+    domain: str = _setting(
+        "cluster.local",
+        "Domain of the Kubernetes cluster: completes a --join-srv name that ends in .svc.",
+        section=_CLUSTER,
+        json=("domain",),
+    )
+    dns_servers: tuple[str, ...] = _setting(
+        (),
+        "DNS servers to ask, host or host:port; repeatable. None: those of /etc/resolv.conf.",
+        section=_CLUSTER,
+    )
+
+    # -- logs -----------------------------------------------------------------------------------
+    log_level: str = _setting(
+        "info",
+        "Least severe event that is logged. Read again on SIGHUP.",
+        section=_LOGS,
+        choices=("trace", "debug", "info", "warn", "error"),
+        json=("log_level",),
+    )
+    log_format: str = _setting(
+        "auto",
+        "json: one object per line; text: coloured key=value; auto: text on a terminal, else json.",
+        section=_LOGS,
+        choices=("auto", "json", "text"),
+    )
+    log_file: str = _setting(
+        "",
+        "File that gets every log line too, besides stderr. A folder, or a name that ends in /, means "
+        "kvnode.log inside it.",
+        section=_LOGS,
+        json=("log_file",),
+    )
+
+    # -- limits ---------------------------------------------------------------------------------
+    value_bytes_max: int = _setting(
+        512 * _KIB,
+        "Largest value.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=1,
+        hi=8 * _MIB,
+        json=("limits.kv_max_value_size",),
+    )
+    key_bytes_max: int = _setting(
+        4096, "Longest key.", section=_LIMITS, unit="bytes", lo=1, hi=64 * _KIB
+    )
+    txn_bytes_max: int = _setting(
+        512 * _KIB,
+        "Largest body of one transaction.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=1,
+        hi=8 * _MIB,
+        json=("limits.txn_max_req_len",),
+    )
+    uncommitted_bytes_max: int = _setting(
+        64 * _MIB,
+        "Bytes of writes that the leader holds before they are committed; more are refused.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=1 * _MIB,
+        hi=4 * _GIB,
+    )
+
+    # -- timing ---------------------------------------------------------------------------------
+    tick_ms: int = _setting(
+        50, "Length of one tick of the Raft core.", section=_TIMING, unit="ms", lo=1, hi=1000
+    )
+    heartbeat_ms: int = _setting(
+        100,
+        "How often a leader says that it is there; a multiple of --tick-ms.",
+        section=_TIMING,
+        unit="ms",
+        lo=1,
+        hi=60_000,
+    )
+    election_timeout_ms: int = _setting(
+        1000,
+        "Silence of the leader after which the others vote; each node adds up to as much again by "
+        "chance. At least three times --heartbeat-ms.",
+        section=_TIMING,
+        unit="ms",
+        lo=3,
+        hi=600_000,
+    )
+    leader_wait_s: float = _setting(
+        7.0,
+        "How long a request waits for a leader before it is refused.",
+        section=_TIMING,
+        unit="s",
+        lo=0,
+        hi=600,
+        json=("performance.rpc_hold_timeout",),
+    )
+    shutdown_s: float = _setting(
+        20.0,
+        "How long a stop may take: leadership is handed over and requests are finished. Keep it below "
+        "the pod's grace period.",
+        section=_TIMING,
+        unit="s",
+        lo=0,
+        hi=3600,
+    )
+    session_ttl_min_s: float = _setting(
+        10.0,
+        "Shortest time to live that a session may ask for.",
+        section=_TIMING,
+        unit="s",
+        lo=0,
+        hi=86_400,
+        json=("session_ttl_min",),
+    )
+    discovery_interval_s: float = _setting(
+        5.0,
+        "Shortest pause between two look-ups of the other nodes.",
+        section=_TIMING,
+        unit="s",
+        lo=0.05,
+        hi=3600,
+    )
+
+    # -- storage --------------------------------------------------------------------------------
+    log_keep_entries: int = _setting(
+        10_000,
+        "Log entries kept after they are in the state, so that a node that was away a short while "
+        "needs no snapshot.",
+        section=_STORAGE,
+        lo=1,
+        hi=100_000_000,
+    )
+    log_bytes_max: int = _setting(
+        256 * _MIB,
+        "Size at which the log is shortened, whatever --log-keep-entries says. Follows the volume down: "
+        "never more than a quarter of it.",
+        section=_STORAGE,
+        unit="bytes",
+        lo=64 * _KIB,
+        hi=1024 * _GIB,
+    )
+    write_buffer_bytes: int = _setting(
+        16 * _MIB,
+        "RocksDB's write buffer.",
+        section=_STORAGE,
+        unit="bytes",
+        lo=64 * _KIB,
+        hi=4 * _GIB,
+    )
+    block_cache_bytes: int = _setting(
+        32 * _MIB,
+        "RocksDB's block cache.",
+        section=_STORAGE,
+        unit="bytes",
+        lo=64 * _KIB,
+        hi=64 * _GIB,
+    )
+
+
+def _declared() -> Mapping[str, Setting]:
+    hints = get_type_hints(Config)
+    return MappingProxyType(
+        {
+            field.name: Setting(
+                name=field.name,
+                kind=_KINDS[hints[field.name]],
+                default=field.default,
+                **field.metadata,
+            )
+            for field in dataclasses.fields(Config)
+        }
+    )
+
+
+SETTINGS: Mapping[str, Setting] = _declared()
+"""Every setting by name, in the order of the documentation."""
