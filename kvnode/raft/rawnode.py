@@ -374,8 +374,8 @@ class RawNode:
 
     # -- outputs ------------------------------------------------------------------------------
 
-    def has_ready(self) -> bool:
-        """Whether ``ready`` would hand out anything."""
+    def has_ready(self, *, apply: bool = True) -> bool:
+        """Whether ``ready`` would hand out anything; ``apply`` as there."""
         core = self._core
         log = core.log
         return bool(
@@ -386,7 +386,7 @@ class RawNode:
             or core.failed_reads
             or log.handed_index < log.last_index
             or self._handed_state != (core.term, core.vote)
-            or min(log.commit_index, log.stable_index) > log.applied_index
+            or (apply and min(log.commit_index, log.stable_index) > log.applied_index)
             or (core.waiting_reads and not core.open_rounds and self.has_term_commit)
             or replication.has_appends(core)
         )
