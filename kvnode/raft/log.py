@@ -251,5 +251,8 @@ class RaftLog:
         self._memberships = [(base.index, membership)]
         self.bytes = 0
         self.commit_index = self.applied_index = base.index
-        self.stable_index = self.handed_index = base.index
+        self.handed_index = base.index
+        # Nothing is stable until the disk has taken the reset: an answer to a doubled request must
+        # not claim the snapshot's end before (RC-3).
+        self.stable_index = Index(0)
         self._tickets = [Index(0)] * len(self._tickets)
