@@ -1,0 +1,318 @@
+"""``KvnodeClient``: the routes as methods, over a loop that knows when it may try again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from kvnode.client import results
+from kvnode.client.failures import from_answer, from_exception
+from kvnode.client.results import Answer, KVPair, Member, RaftPeer
+from kvnode.errors import BadRequest, NotNow
+
+Consistency = Literal["default", "consistent", "stale"]
+
+_PAUSE_S = 0.1
+_PAUSE_MAX_S = 2.0
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class KvnodeClient:
+    """A client of one cluster. Use it as an async context manager, from one event loop.
+
+    Args:
+        addresses: Base addresses of one or more nodes, ``http://host:port`` or ``host:port``. The first
+            is preferred; the others are asked while it cannot be reached.
+        timeout_s: How long one call may take in all, tries included. Above 0.
+        connect_timeout_s: How long one try may take to connect.
+
+    Every method raises, besides what it names: ``BadRequest`` (the caller's fault, nothing happened),
+    ``NotNow`` and its kin (look at ``took_effect``), ``RemoteProtocolError`` (not a kvnode at all).
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str] = "http://127.0.0.1:8500",
+        *,
+        timeout_s: float = 30.0,
+        connect_timeout_s: float = 3.0,
+    ) -> None:
+        """Keep the addresses; nothing is connected yet."""
+        given = [addresses] if isinstance(addresses, str) else list(addresses)
+        if not given:
+            raise BadRequest("no address given")
+        self._bases = [base_url(address) for address in given]
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._preferred = 0
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the connection pool."""
+        self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent; a later call opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    # -- keys ---------------------------------------------------------------------------------------
+
+    async def get(self, key: str, *, consistency: Consistency = "default") -> KVPair | None:
+        """Return the pair, or None when there is no such key."""
+        return (await self.read(key, consistency=consistency)).value
+
+    async def read(
+        self,
+        key: str,
+        *,
+        consistency: Consistency = "default",
+        index: int | None = None,
+        wait_s: float = 0,
+    ) -> Answer[KVPair | None]:
+        """Return the pair with the answer's index.
+
+        Args:
+            key: The key.
+            consistency: How fresh; ``stale`` asks the node's own state.
+            index: Wait until the key's index is above this one (blocking query); None: do not wait.
+            wait_s: How long to wait, at most 600; 0: the server's default, 300.
+        """
+        query = _consistency(consistency) + _waiting(index, wait_s)
+        reply = await self._ask(
+            "GET",
+            _kv(key),
+            query,
+            safe=True,
+            wait_s=_held_s(index, wait_s),
+            missing_is_an_answer=True,
+        )
+        pairs = results.parse_pairs(reply.body) if reply.status == 200 else ()
+        return _answer(pairs[0] if pairs else None, reply)
+
+    async def list(
+        self, prefix: str = "", *, consistency: Consistency = "default"
+    ) -> tuple[KVPair, ...]:
+        """Return every pair whose key begins with ``prefix``, in byte order; empty when none does."""
+        query = [("recurse", ""), *_consistency(consistency)]
+        reply = await self._ask("GET", _kv(prefix), query, safe=True, missing_is_an_answer=True)
+        return results.parse_pairs(reply.body) if reply.status == 200 else ()
+
+    async def keys(
+        self, prefix: str = "", *, separator: str = "", consistency: Consistency = "default"
+    ) -> tuple[str, ...]:
+        """Return the keys under ``prefix`` in byte order, cut after the first ``separator`` that follows
+        it, each cut key once.
+        """
+        query = [("keys", ""), *_consistency(consistency)]
+        if separator:
+            query.append(("separator", separator))
+        reply = await self._ask("GET", _kv(prefix), query, safe=True, missing_is_an_answer=True)
+        return results.parse_keys(reply.body) if reply.status == 200 else ()
+
+    async def put(
+        self, key: str, value: bytes | str, *, flags: int = 0, cas: int | None = None
+    ) -> bool:
+        """Store a value.
+
+        Args:
+            key: Not empty, no leading slash.
+            value: Bytes, or text that is stored as UTF-8.
+            flags: Any number below 2^64; a write without flags clears them.
+            cas: Write only if the pair's ``modify_index`` is this; 0: only if there is no such key.
+
+        Returns:
+            False when ``cas`` did not fit; nothing was written then.
+        """
+        query = [("flags", str(flags))] if flags else []
+        if cas is not None:
+            query.append(("cas", str(cas)))
+        body = value.encode() if isinstance(value, str) else value
+        reply = await self._ask("PUT", _kv(_named(key)), query, body=body)
+        return results.parse_truth(reply.body)
+
+    async def delete(self, key: str, *, cas: int | None = None) -> bool:
+        """Delete a key; True also when there was none.
+
+        Returns:
+            False when ``cas`` did not fit; nothing was deleted then.
+        """
+        query = [] if cas is None else [("cas", str(cas))]
+        reply = await self._ask("DELETE", _kv(_named(key)), query)
+        return results.parse_truth(reply.body)
+
+    async def delete_tree(self, prefix: str) -> bool:
+        """Delete every key that begins with ``prefix``; the empty prefix deletes everything."""
+        reply = await self._ask("DELETE", _kv(prefix), [("recurse", "")])
+        return results.parse_truth(reply.body)
+
+    # -- the cluster --------------------------------------------------------------------------------
+
+    async def leader(self) -> str:
+        """Return the leader's peer address, ``host:port``; empty while there is none."""
+        reply = await self._ask("GET", "/v1/status/leader", safe=True)
+        return results.parse_text(reply.body)
+
+    async def members(self) -> tuple[Member, ...]:
+        """Return the nodes that the asked one knows, by name."""
+        reply = await self._ask("GET", "/v1/agent/members", safe=True)
+        return results.parse_members(reply.body)
+
+    async def raft_peers(self, *, stale: bool = False) -> tuple[RaftPeer, ...]:
+        """Return the Raft group's members, by name; ``stale`` works without a leader."""
+        query = [("stale", "")] if stale else []
+        reply = await self._ask("GET", "/v1/operator/raft/configuration", query, safe=True)
+        return results.parse_peers(reply.body)
+
+    async def transfer_leadership(self, node_id: str | None = None) -> None:
+        """Hand leadership to a voter, or to the most advanced one."""
+        query = [] if node_id is None else [("id", node_id)]
+        await self._ask("POST", "/v1/operator/raft/transfer-leader", query)
+
+    async def remove_peer(self, *, node_id: str = "", address: str = "") -> None:
+        """Remove a member for good, by id or by peer address: exactly one of the two."""
+        query = [(name, given) for name, given in (("id", node_id), ("address", address)) if given]
+        await self._ask("DELETE", "/v1/operator/raft/peer", query)
+
+    # -- the loop -----------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Sequence[tuple[str, str]] = (),
+        *,
+        body: bytes | None = None,
+        safe: bool = False,
+        wait_s: float = 0,
+        missing_is_an_answer: bool = False,
+    ) -> _Reply:
+        """Ask until there is an answer, trying again only what may be tried again.
+
+        Args:
+            method: HTTP method.
+            path: Encoded path.
+            query: Parameters in order.
+            body: Body of a write.
+            safe: Nothing changes by asking, so every failure may be tried again.
+            wait_s: How long the server was asked to hold the request.
+            missing_is_an_answer: 404 means "no such key" here.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s + wait_s
+        pause_s = _PAUSE_S
+        while True:
+            base = self._bases[self._preferred]
+            url = base.with_path(path, encoded=True).with_query(list(query))
+            try:
+                reply = await self._once(method, url, body, deadline - loop.time())
+                if reply.status < 300 or (reply.status == 404 and missing_is_an_answer):
+                    return reply
+                raise from_answer(reply.status, reply.headers, reply.body)
+            except NotNow as error:
+                pause_s = min(_PAUSE_MAX_S, pause_s * 2) * random.uniform(0.5, 1.0)
+                again = safe or error.took_effect == "no"
+                if not again or loop.time() + pause_s >= deadline:
+                    raise
+            self._preferred = (self._preferred + 1) % len(self._bases)
+            await asyncio.sleep(pause_s)
+
+    async def _once(self, method: str, url: URL, body: bytes | None, timeout_s: float) -> _Reply:
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._connect_timeout_s)
+        try:
+            async with self._open().request(
+                method, url, data=body, timeout=timeout, allow_redirects=False
+            ) as response:
+                return _Reply(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise from_exception(error, str(url.origin())) from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            session = aiohttp.ClientSession()
+            # aiohttp by itself sends PUT and DELETE a second time when a kept connection breaks,
+            # although the first may have been executed. A test watches that it does not.
+            session._retry_connection = False
+            self._session = session
+        return self._session
+
+
+def base_url(address: str) -> URL:
+    """Parse ``host:port`` or ``http://host:port``, as in ``CONSUL_HTTP_ADDR``.
+
+    Raises:
+        BadRequest: It is neither.
+    """
+    text = address if "://" in address else f"http://{address}"
+    try:
+        url = URL(text)
+    except ValueError as error:
+        raise BadRequest(f"{address!r}: not an address") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise BadRequest(f"{address!r}: not an address such as http://localhost:8500")
+    return url.origin()
+
+
+def _kv(key: str) -> str:
+    if key.startswith("/"):
+        raise BadRequest(f"Invalid key. Key must not begin with a '/': {key}")
+    return "/v1/kv/" + quote(key, safe="/")
+
+
+def _named(key: str) -> str:
+    if not key:
+        raise BadRequest("Missing key name")
+    return key
+
+
+def _consistency(consistency: Consistency) -> list[tuple[str, str]]:
+    return [] if consistency == "default" else [(consistency, "")]
+
+
+def _waiting(index: int | None, wait_s: float) -> list[tuple[str, str]]:
+    if index is None:
+        return []
+    wait = [("wait", f"{round(wait_s * 1000)}ms")] if wait_s else []
+    return [("index", str(index)), *wait]
+
+
+def _held_s(index: int | None, wait_s: float) -> float:
+    """How long the server may hold a blocking query: the wait and up to a sixteenth more (RC-65)."""
+    return 0.0 if index is None else (wait_s or 300.0) * 17 / 16
+
+
+def _answer(value: KVPair | None, reply: _Reply) -> Answer[KVPair | None]:
+    return Answer(
+        value=value,
+        index=_number(reply.headers.get("X-Consul-Index")),
+        known_leader=reply.headers.get("X-Consul-KnownLeader") == "true",
+        last_contact_ms=_number(reply.headers.get("X-Consul-LastContact")),
+        node=reply.headers.get("X-Kvnode-Node", ""),
+    )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else 0

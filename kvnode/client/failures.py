@@ -1,0 +1,68 @@
+"""From aiohttp's exceptions and HTTP's status codes to ``kvnode.errors``.
+
+The one question is always whether the request may have been executed (RC-58). Only a connection that was
+never made, and a server that says so, are a certain "no".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import aiohttp
+
+from kvnode.errors import (
+    BadRequest,
+    KvnodeError,
+    LeadershipLost,
+    NoLeader,
+    NotNow,
+    Overloaded,
+    PeerUnreachable,
+    RemoteProtocolError,
+    Timeout,
+    TookEffect,
+    ValueTooLarge,
+)
+
+TOOK_EFFECT = "X-Kvnode-Took-Effect"
+"""Header of an error answer: ``no`` or ``unknown``. Consul does not send it."""
+
+
+def from_exception(error: Exception, url: str) -> KvnodeError:
+    """Translate what aiohttp raised while ``url`` was asked."""
+    match error:
+        case aiohttp.InvalidURL():
+            return BadRequest(f"{url}: not an address")
+        case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
+            return PeerUnreachable(f"{url}: cannot connect: {error}", took_effect="no")
+        case TimeoutError():
+            return Timeout(f"{url}: no answer in time", took_effect="unknown")
+        case (
+            aiohttp.ClientPayloadError()
+            | aiohttp.ClientOSError()
+            | aiohttp.ServerDisconnectedError()
+        ):
+            return PeerUnreachable(f"{url}: the connection broke: {error}", took_effect="unknown")
+        case _:
+            return RemoteProtocolError(f"{url}: {error}")
+
+
+def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> KvnodeError:
+    """Translate an answer whose status is an error, and not the 404 of a missing key."""
+    text = body[:2000].decode(errors="replace").strip() or f"HTTP status {status}"
+    said = headers.get(TOOK_EFFECT)
+    took_effect: TookEffect | None = "no" if said == "no" else "unknown" if said else None
+    if status == 413:
+        return ValueTooLarge(text)
+    if status in (429, 503):
+        return Overloaded(text, took_effect=took_effect)
+    if status < 500:
+        return BadRequest(text)
+    if "No cluster leader" in text:
+        # The server held the request and found nobody to give it to: it was not executed.
+        return NoLeader(text, took_effect=took_effect)
+    if "leadership lost" in text:
+        return LeadershipLost(text, took_effect=took_effect)
+    if "invalid session" in text or "missing session" in text:
+        return BadRequest(text)
+    return NotNow(text, took_effect=took_effect or "unknown")
