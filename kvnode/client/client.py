@@ -231,7 +231,7 @@ class KvnodeClient:
                 reply = await self._once(method, url, body, deadline - loop.time())
                 if reply.status < 300 or (reply.status == 404 and missing_is_an_answer):
                     return reply
-                raise from_answer(reply.status, reply.headers, reply.body)
+                raise from_answer(reply.status, reply.body)
             except NotNow as error:
                 pause_s = min(_PAUSE_MAX_S, pause_s * 2) * random.uniform(0.5, 1.0)
                 again = safe or error.took_effect == "no"

@@ -6,8 +6,6 @@ never made, and a server that says so, are a certain "no".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import aiohttp
 
 from kvnode.errors import (
@@ -24,8 +22,9 @@ from kvnode.errors import (
     ValueTooLarge,
 )
 
-TOOK_EFFECT = "X-Kvnode-Took-Effect"
-"""Header of an error answer: ``no`` or ``unknown``. Consul does not send it."""
+_CERTAINLY_NOT = ("No cluster leader", "nothing was stored")
+"""Texts that only a server writes which has not appended the request: kvnode says the second one with
+every refusal that it is sure of, Consul and kvnode the first one after nobody could be given it."""
 
 
 def from_exception(error: Exception, url: str) -> KvnodeError:
@@ -47,22 +46,22 @@ def from_exception(error: Exception, url: str) -> KvnodeError:
             return RemoteProtocolError(f"{url}: {error}")
 
 
-def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> KvnodeError:
+def from_answer(status: int, body: bytes) -> KvnodeError:
     """Translate an answer whose status is an error, and not the 404 of a missing key."""
     text = body[:2000].decode(errors="replace").strip() or f"HTTP status {status}"
-    said = headers.get(TOOK_EFFECT)
-    took_effect: TookEffect | None = "no" if said == "no" else "unknown" if said else None
+    took_effect: TookEffect = "no" if any(sure in text for sure in _CERTAINLY_NOT) else "unknown"
     if status == 413:
         return ValueTooLarge(text)
-    if status in (429, 503):
-        return Overloaded(text, took_effect=took_effect)
+    if status == 429:
+        return Overloaded(text, took_effect="no")
     if status < 500:
         return BadRequest(text)
     if "No cluster leader" in text:
-        # The server held the request and found nobody to give it to: it was not executed.
-        return NoLeader(text, took_effect=took_effect)
+        return NoLeader(text)
+    if "overloaded" in text:
+        return Overloaded(text, took_effect=took_effect)
     if "leadership lost" in text:
-        return LeadershipLost(text, took_effect=took_effect)
+        return LeadershipLost(text)
     if "invalid session" in text or "missing session" in text:
         return BadRequest(text)
-    return NotNow(text, took_effect=took_effect or "unknown")
+    return NotNow(text, took_effect=took_effect)

@@ -12,7 +12,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from kvnode.client import KvnodeClient
-from kvnode.client.failures import TOOK_EFFECT
 from kvnode.errors import (
     BadRequest,
     LeadershipLost,
@@ -152,7 +151,7 @@ async def test_impossible_keys_are_refused_here() -> None:
     [
         (web.Response(status=500, text="leadership lost while committing log"), LeadershipLost, "unknown"),
         (web.Response(status=500, text="something else"), NotNow, "unknown"),
-        (web.Response(status=503, headers={TOOK_EFFECT: "unknown"}), Overloaded, "unknown"),
+        (web.Response(status=503, text="overloaded, who knows"), Overloaded, "unknown"),
     ],
 )  # fmt: skip
 async def test_a_write_of_unknown_outcome_is_not_sent_again(
@@ -170,8 +169,10 @@ async def test_a_write_of_unknown_outcome_is_not_sent_again(
 async def test_a_write_is_sent_again_when_it_certainly_did_nothing() -> None:
     handler, seen = answering(
         web.Response(status=500, text="No cluster leader"),
-        web.Response(status=503, text="overloaded"),
-        web.Response(status=500, text="busy", headers={TOOK_EFFECT: "no"}),
+        web.Response(status=429, text="slow down"),
+        web.Response(
+            status=500, text="server overloaded, nothing was stored, try again: queue full"
+        ),
         web.Response(text="true"),
     )
     async with serving(handler) as url, client(url) as kv:
