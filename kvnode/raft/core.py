@@ -125,8 +125,21 @@ class Core:
 
     @property
     def is_voter(self) -> bool:
-        """Whether this node counts, and may campaign (RC-20)."""
+        """Whether this node counts (RC-20)."""
         return self.id in self.membership.voters
+
+    @property
+    def may_campaign(self) -> bool:
+        """Whether this node may start an election: a voter, or one whose removal is not committed.
+
+        The latter may be the only one that holds the removal: when the leader of two removes itself,
+        the other one cannot win against the longer log (thesis §4.2.2). It does not count itself.
+        """
+        log = self.log
+        return self.is_voter or (
+            log.membership_index > log.commit_index
+            and self.id in log.membership_at(log.commit_index).voters
+        )
 
     def other_voters(self) -> list[NodeId]:
         """Voters without this node, in a fixed order."""

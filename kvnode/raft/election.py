@@ -18,7 +18,7 @@ from kvnode.raft.types import NodeId, Role, Term
 def tick_follower(core: Core) -> None:
     """One tick of anybody but the leader: campaign when the time-out passed."""
     core.elapsed += 1
-    if core.elapsed >= core.timeout and core.is_voter:
+    if core.elapsed >= core.timeout and core.may_campaign:
         campaign(core)
 
 

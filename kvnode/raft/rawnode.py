@@ -221,7 +221,7 @@ class RawNode:
 
     def campaign(self) -> None:
         """Start an election now instead of waiting for the time-out."""
-        if self.role is Role.FOLLOWER and self._core.is_voter:
+        if self.role is Role.FOLLOWER and self._core.may_campaign:
             election.campaign(self._core)
 
     def propose(self, commands: Sequence[bytes]) -> LogId:
