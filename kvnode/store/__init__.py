@@ -1,1 +1,35 @@
-"""To be written with the package."""
+"""The replicated state: an ordered map of keys, its indexes, and nothing that could differ by node.
+
+The replica hands committed entries over in index order (``Store.apply_batch``); the store executes
+them and answers with results that are equal on every node. Reads look at this node's state at this
+moment; whether that is fresh enough has been decided by whoever asks.
+
+Vocabulary
+    *entry*: an index and maybe a command. *Record*: a row's bytes. *Raw key*: a table byte and a key.
+    *Grave*, tombstone: what a deletion leaves, so that the index of a list does not fall (spec §2.3);
+    one for a key, one for a whole deleted *tree*. *Mark*: 16 bytes of hash of one record; the
+    *digest* is the sum of all marks. *Meta*: applied index, table indexes, counters and digest, in
+    one record. *Engine*: the ordered map of bytes below, in memory or RocksDB; *batch*: what it
+    writes atomically. *Dump*, *load*: the state as chunks, and back.
+
+Invariants
+    - One call of ``apply_batch`` is one engine batch: the changes, the applied index and the digest
+      are on disk together or not at all (RC-6). What a crash loses is a suffix of the batches, which
+      the Raft log replays (RC-10).
+    - Entries are applied once, without gaps, in order; a gap, a repetition or an unknown command
+      stops the node (RC-29, RC-75).
+    - Results, records and digest depend on the entries alone: no clock, no chance, no set order, and
+      not on where batches begin and end (RC-28).
+    - Indexes come from the log: ``create_index <= modify_index <= kv_index <= applied_index``. A write
+      that changes nothing moves none of them and is told to no listener (spec §2.1).
+    - The digest counts keys and graves, is kept per write and known for the last 32,768 indexes, so
+      that nodes compare themselves at a common index (RC-74).
+    - An engine with rows but without the meta record is no store: never "empty" (RC-50).
+
+Not here, on purpose: time (tombstones and sessions end by a command that the leader proposes),
+locking in the sense of threads (one task owns the store), waiting (``on_change`` tells who waits),
+syncs (the replica decides when to flush), JSON and URLs.
+
+Where to read on: ``kv`` says what each command does, ``tables`` how a batch sees itself, ``records`` what
+is stored, ``reads``, ``snapshot``, ``checks``; ``DESIGN.md`` has the reasons and the measurements.
+"""

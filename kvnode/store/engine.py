@@ -6,17 +6,21 @@ Two engines keep this contract: ``kvnode.store.memory`` (simulation, tests) and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 Write = tuple[bytes, bytes | None]
 """A key and its new value; None deletes the key."""
 
+Rows = Generator[tuple[bytes, bytes], None, None]
+"""Pairs of a scan. A generator, so that it can be closed before its end: use ``contextlib.closing``
+wherever it may not be exhausted."""
+
 
 class EngineSnapshot(Protocol):
     """A consistent, read-only view of one moment. Must be closed; keep it short-lived."""
 
-    def scan(self, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, start: bytes, stop: bytes | None) -> Rows:
         """Yield pairs with ``start <= key < stop`` in byte order; ``stop`` None is the end."""
         ...
 
@@ -32,9 +36,7 @@ class Engine(Protocol):
         """Return the value, or None. Sees every batch written before."""
         ...
 
-    def scan(
-        self, start: bytes, stop: bytes | None, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
         """Yield pairs with ``start <= key < stop`` in byte order (or backwards).
 
         The iterator sees the moment of the call. It must be exhausted or closed before the next

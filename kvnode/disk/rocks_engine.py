@@ -1,0 +1,386 @@
+"""The state engine on disk: RocksDB through ``rocksdict`` in raw mode.
+
+Writes go to RocksDB's own write-ahead log without a sync: a crash of the process loses nothing, a crash
+of the machine a suffix of the batches, which the Raft log replays (RC-10). RocksDB's checksums are on
+and checked on every block read. Every ``rocksdict`` exception is translated here and nowhere else.
+
+A live iterator or snapshot keeps RocksDB, and with it the directory's lock, open even after ``close``;
+so iterators live inside generators that end with the call that needed them, and ``close`` releases
+the snapshots that are still open.
+
+Measured on this engine: ``docs`` of the package, ``kvnode/store/DESIGN.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+)
+
+from kvnode.errors import CorruptLog, DirectoryInUse, DiskFailed, InvariantBroken, MustStop
+from kvnode.store.engine import Rows, Write
+
+WRITE_BUFFER_BYTES: Final = 16 * 1024 * 1024
+BLOCK_CACHE_BYTES: Final = 32 * 1024 * 1024
+WRITE_BUFFER_BYTES_MIN: Final = 64 * 1024
+"""RocksDB raises anything lower to this."""
+
+_CURRENT: Final = "CURRENT"
+_CURRENT_NEW: Final = "CURRENT.new"
+
+
+class RocksSettings(NamedTuple):
+    """How much memory and disk an engine may use."""
+
+    write_buffer_bytes: int = WRITE_BUFFER_BYTES
+    """Size of one write buffer; up to three are in memory, and the write-ahead log preallocates a
+    little more than one on disk. At least 64 KiB; an eighth of a tiny volume is a good choice."""
+    block_cache_bytes: int = BLOCK_CACHE_BYTES
+    """Uncompressed blocks kept for reads."""
+
+
+def _options(settings: RocksSettings, *, create: bool) -> Options:
+    buffer = max(settings.write_buffer_bytes, WRITE_BUFFER_BYTES_MIN)
+    options = Options(raw_mode=True)
+    options.create_if_missing(create)
+    options.set_error_if_exists(create)
+    options.set_paranoid_checks(True)
+    options.set_write_buffer_size(buffer)
+    options.set_max_write_buffer_number(3)
+    options.set_max_total_wal_size(2 * buffer)
+    # The first corrupt record ends the replay: what follows it would have a gap before it. That the
+    # state is then older than the Raft log's base is for the replica to see (RC-10).
+    options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
+    options.set_target_file_size_base(max(buffer, 256 * 1024))
+    options.set_max_bytes_for_level_base(4 * max(buffer, 256 * 1024))
+    # A stalled write would stall the event loop, holding the interpreter: stall late.
+    options.set_level_zero_file_num_compaction_trigger(4)
+    options.set_level_zero_slowdown_writes_trigger(64)
+    options.set_level_zero_stop_writes_trigger(128)
+    options.set_max_background_jobs(2)
+    options.set_bytes_per_sync(1024 * 1024)
+    options.set_compression_type(DBCompressionType.lz4())
+    # RocksDB's own log files and preallocations would fill a tiny volume.
+    options.set_manifest_preallocation_size(min(buffer // 4, 4 * 1024 * 1024))
+    options.set_max_log_file_size(256 * 1024)
+    options.set_keep_log_file_num(2)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(settings.block_cache_bytes))
+    # Most gets of a growing store are for keys that are not there yet.
+    table.set_bloom_filter(10, False)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+def _translate(error: Exception, what: str) -> MustStop:
+    """Say in our words what RocksDB said. Its errors are told apart by how their text starts."""
+    text = str(error)
+    if "lock hold by" in text or "While lock file" in text:
+        return DirectoryInUse(f"{what}: {text}")
+    if text.startswith(("Corruption", "Invalid argument", "NotFound", "Not implemented")):
+        return CorruptLog(f"{what}: {text}")
+    if isinstance(error, (TypeError, KeyError)):
+        return InvariantBroken(f"{what}: {text}")
+    return DiskFailed(f"{what}: {text}")
+
+
+def _rows(iterator: Any, *, reverse: bool) -> Rows:
+    """Walk a positioned iterator to its end; drop it however the walk ends."""
+    try:
+        valid, key, value = iterator.valid, iterator.key, iterator.value
+        step = iterator.prev if reverse else iterator.next
+        while valid():
+            yield key(), value()
+            step()
+        # An unreadable block only ends the walk: without this look it would pass for the end of
+        # the data (RC-71). That is also why ``Rdict.items``, which does not look, is not used.
+        iterator.status()
+    except MustStop:
+        raise
+    except Exception as error:
+        raise _translate(error, "the state engine could not be scanned") from error
+
+
+def _scan(source: Any, start: bytes, stop: bytes | None, *, reverse: bool) -> Rows:
+    """Open an iterator now, and return the generator that walks it."""
+    if stop is not None and start >= stop:
+        return _empty()
+    try:
+        options = ReadOptions()
+        # Bounds, and not a look at each key: else the step behind the last row would walk over every
+        # deleted row up to the next live one.
+        if stop is not None:
+            options.set_iterate_upper_bound(stop)
+        if reverse and start:
+            options.set_iterate_lower_bound(start)
+        iterator = source.iter(options)
+        if reverse:
+            iterator.seek_to_last()
+        elif start:
+            iterator.seek(start)
+        else:
+            iterator.seek_to_first()
+    except Exception as error:
+        raise _translate(error, "the state engine could not be scanned") from error
+    return _rows(iterator, reverse=reverse)
+
+
+def _empty() -> Rows:
+    yield from ()
+
+
+class RocksSnapshot:
+    """A consistent view of one moment; may be read in another thread, by one thread at a time."""
+
+    __slots__ = ("_forget", "_snapshot")
+
+    def __init__(self, snapshot: Any, forget: Callable[[RocksSnapshot], None]) -> None:
+        """Wrap a RocksDB snapshot; ``forget`` is called once, when it is closed."""
+        self._snapshot = snapshot
+        self._forget = forget
+
+    def scan(self, start: bytes, stop: bytes | None) -> Rows:
+        """Yield ``[start, stop)``, see ``EngineSnapshot``."""
+        if self._snapshot is None:
+            raise InvariantBroken("a closed snapshot was read")
+        return _scan(self._snapshot, start, stop, reverse=False)
+
+    def close(self) -> None:
+        """Release the view."""
+        if self._snapshot is not None:
+            self._snapshot = None
+            self._forget(self)
+
+
+class RocksEngine:
+    """An ordered map in a directory, see ``Engine``."""
+
+    __slots__ = ("_db", "_on_close", "_snapshots", "path")
+
+    def __init__(
+        self,
+        path: Path,
+        settings: RocksSettings,
+        *,
+        create: bool,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Open a directory, or make it: with ``create`` it must not hold an engine yet, without it
+        must. ``on_close`` is called once, after the engine was closed.
+
+        Raises:
+            CorruptLog: Nothing readable is there.
+            DirectoryInUse: Another engine has it open.
+            DiskFailed: The operating system refused.
+        """
+        self.path = path
+        self._on_close = on_close
+        self._snapshots: set[RocksSnapshot] = set()
+        try:
+            self._db = Rdict(str(path), _options(settings, create=create))
+        except Exception as error:
+            raise _translate(error, f"the state engine in {path} could not be opened") from error
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value, or None."""
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise _translate(error, "the state engine could not be read") from error
+        return value
+
+    def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
+        """Yield ``[start, stop)``, see ``Engine``."""
+        return _scan(self._db, start, stop, reverse=reverse)
+
+    def write(self, batch: Sequence[Write]) -> None:
+        """Apply a batch; not synced."""
+        try:
+            writes = WriteBatch(raw_mode=True)
+            for key, value in batch:
+                if value is None:
+                    del writes[key]
+                else:
+                    writes[key] = value
+            self._db.write(writes)
+        except Exception as error:
+            raise _translate(error, "the state engine could not be written") from error
+
+    def flush(self) -> None:
+        """Sync RocksDB's write-ahead log, and with it everything written so far.
+
+        This is one ``fdatasync`` of each log file not synced yet, and an ``fsync`` of the directory
+        for new ones (seen with strace); the interpreter is free meanwhile. Flushing the write buffers
+        into tables instead would be as durable and a hundred times as slow.
+        """
+        try:
+            self._db.flush_wal(True)
+            failed = self._db.property_int_value("rocksdb.background-errors")
+        except Exception as error:
+            raise _translate(error, "the state engine could not be synced") from error
+        if failed:
+            raise DiskFailed(f"the state engine counts {failed} failed background writes")
+
+    def snapshot(self) -> RocksSnapshot:
+        """Open a consistent view of this moment."""
+        try:
+            snapshot = RocksSnapshot(self._db.snapshot(), self._snapshots.discard)
+        except Exception as error:
+            raise _translate(error, "the state engine could not be read") from error
+        self._snapshots.add(snapshot)
+        return snapshot
+
+    def close(self) -> None:
+        """Close the engine and its snapshots. Does not flush. Waits for background work."""
+        for snapshot in list(self._snapshots):
+            snapshot.close()
+        try:
+            self._db.close()
+        except Exception as error:
+            raise _translate(error, "the state engine could not be closed") from error
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RocksEngineFactory:
+    """Generations of engines in one directory, see ``EngineFactory``.
+
+    ``directory/CURRENT`` names the current generation, and ``directory/<n>/`` holds it. ``CURRENT`` is
+    replaced whole: written beside, synced, renamed, the directory synced (RC-9). A generation that
+    it does not name is a left-over and is removed. Every method may be slow.
+    """
+
+    def __init__(self, directory: Path, settings: RocksSettings | None = None) -> None:
+        """Use ``directory``, which is made when it is missing; its parent must exist."""
+        self._directory = directory
+        self._settings = settings or RocksSettings()
+        self._current = 0
+        self._next = 0
+
+    def open_current(self) -> RocksEngine:
+        """Open the current generation, or make the first one in an empty directory.
+
+        Raises:
+            CorruptLog: ``CURRENT`` or the generation that it names is unreadable or missing, or there
+                is data that no ``CURRENT`` names. Never taken for an empty directory (RC-50).
+            DirectoryInUse: Another engine has it open.
+            DiskFailed: The operating system refused.
+        """
+        try:
+            if self._directory.exists():
+                self._current = self._read_current()
+            if not self._current:
+                return self._create_first()
+            if not self._path(self._current).is_dir():
+                raise CorruptLog(f"{self._directory} misses its current state, {self._current}")
+            engine = self._open(self._current, create=False)
+            self._remove_left_overs()
+        except OSError as error:
+            raise DiskFailed(
+                f"the state in {self._directory} could not be opened: {error}"
+            ) from error
+        return engine
+
+    def create_next(self) -> RocksEngine:
+        """Create an empty engine beside the current one, removing what an earlier try left."""
+        assert self._current, "open_current comes first"
+        try:
+            self._remove_left_overs()
+            self._next = self._current + 1
+            return self._open(self._next, create=True)
+        except OSError as error:
+            raise DiskFailed(f"no new state could be made in {self._directory}: {error}") from error
+
+    def switch_to_next(self) -> None:
+        """Make the one from ``create_next`` current, durably. It must have been flushed."""
+        assert self._next, "create_next comes first"
+        try:
+            self._write_current(self._next)
+        except OSError as error:
+            raise DiskFailed(f"{self._directory} could not switch its state: {error}") from error
+        self._current, self._next = self._next, 0
+
+    def _path(self, generation: int) -> Path:
+        return self._directory / str(generation)
+
+    def _open(self, generation: int, *, create: bool) -> RocksEngine:
+        def closed() -> None:
+            if generation != self._current:
+                shutil.rmtree(self._path(generation), ignore_errors=True)
+
+        return RocksEngine(self._path(generation), self._settings, create=create, on_close=closed)
+
+    def _create_first(self) -> RocksEngine:
+        if not self._directory.exists():
+            self._directory.mkdir()
+            _sync(self._directory.parent)
+        engine = self._open(1, create=True)
+        self._write_current(1)
+        self._current = 1
+        return engine
+
+    def _read_current(self) -> int:
+        """Return the current generation, or 0 when the directory holds no state yet."""
+        try:
+            text = (self._directory / _CURRENT).read_text("ascii")
+        except FileNotFoundError:
+            self._clear_unfinished()
+            return 0
+        except ValueError as error:
+            raise CorruptLog(f"{self._directory / _CURRENT} is unreadable") from error
+        if not text.endswith("\n") or not text[:-1].isdecimal() or int(text) < 1:
+            raise CorruptLog(f"{self._directory / _CURRENT} is unreadable: {text[:40]!r}")
+        return int(text)
+
+    def _clear_unfinished(self) -> None:
+        """Remove what a crash during the very first start left: an engine without any data."""
+        for path in self._generations():
+            if any(
+                file.suffix == ".sst" or (file.suffix == ".log" and file.stat().st_size)
+                for file in path.iterdir()
+            ):
+                raise CorruptLog(f"{path} holds data, but {_CURRENT} beside it is missing")
+        for path in self._generations():
+            shutil.rmtree(path)
+
+    def _write_current(self, generation: int) -> None:
+        beside = self._directory / _CURRENT_NEW
+        with beside.open("w", encoding="ascii") as file:
+            file.write(f"{generation}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(self._directory / _CURRENT)
+        _sync(self._directory)
+
+    def _generations(self) -> list[Path]:
+        return sorted(p for p in self._directory.iterdir() if p.name.isdecimal() and p.is_dir())
+
+    def _remove_left_overs(self) -> None:
+        for path in self._generations():
+            if path != self._path(self._current):
+                shutil.rmtree(path)
+        (self._directory / _CURRENT_NEW).unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""What each KV command does (spec §2.1, §2.3, §4.2, §4.3). Deterministic: RC-28.
+
+Every function takes the batch's view, the entry's index and its command, and returns the answer. The
+set is the hot path of the node: it is written flat, without helpers, on purpose.
+"""
+
+from __future__ import annotations
+
+from kvnode.errors import CorruptLog
+from kvnode.store.commands import KvDelete, KvDeleteTree, KvSet, ReapGraves, Result
+from kvnode.store.records import (
+    DIGEST_MASK,
+    GRAVE_ORDER,
+    GRAVES,
+    KEY_BODY,
+    KEY_HEAD,
+    KEY_VERSION,
+    KV,
+    TREE_GRAVES,
+    decode_key,
+    decode_order_key,
+    key_range,
+    mark_of,
+    order_stop,
+)
+from kvnode.store.tables import Transaction
+
+_unpack = KEY_HEAD.unpack_from
+_pack = KEY_BODY.pack
+_from_bytes = int.from_bytes
+
+
+def set_key(tx: Transaction, index: int, command: KvSet) -> Result:
+    """Set a key. An identical write changes nothing and keeps ModifyIndex (spec §2.1).
+
+    A plain set resets LockIndex and keeps the session: surprising, and exactly Consul's.
+    """
+    key, value, flags, cas = command
+    raw = KV + key
+    overlay = tx.overlay
+    old = overlay[raw] if raw in overlay else tx.engine_get(raw)
+    if old is None:
+        if cas:
+            return Result(False, index)
+        create = index
+        session = b""
+        tx.count += 1
+        digest = tx.digest
+    else:
+        mark, version, size, create, modify, lock, old_flags = _unpack(old)
+        if version != KEY_VERSION:
+            raise CorruptLog(f"the record of key {key!r} has an unknown form ({version})")
+        if cas is not None and cas != modify:
+            return Result(False, index)
+        value_at = 50 + size
+        if (
+            lock == 0
+            and flags == old_flags
+            and len(old) == value_at + len(value)
+            and old.endswith(value)
+        ):
+            return Result(True, index, modify)
+        session = old[50:value_at]
+        digest = tx.digest - _from_bytes(mark, "big")
+    body = _pack(KEY_VERSION, len(session), create, index, 0, flags) + session + value
+    mark = mark_of(raw, body)
+    tx.digest = (digest + _from_bytes(mark, "big")) & DIGEST_MASK
+    overlay[raw] = mark + body
+    tx.kv_index = index
+    if tx.changes is not None:
+        tx.changes.append((index, key, False))
+    return Result(True, index, index)
+
+
+def delete_key(tx: Transaction, index: int, command: KvDelete) -> Result:
+    """Delete a key and leave a tombstone. A missing key is True and changes nothing."""
+    key, cas = command
+    raw = KV + key
+    old = tx.get(raw)
+    if old is None:
+        return Result(True, index)
+    if cas is not None and cas != decode_key(raw, old).modify_index:
+        return Result(False, index)
+    tx.remove(raw, old)
+    tx.count -= 1
+    tx.bury(GRAVES, key, index)
+    tx.kv_index = index
+    if tx.changes is not None:
+        tx.changes.append((index, key, False))
+    return Result(True, index)
+
+
+def delete_tree(tx: Transaction, index: int, command: KvDeleteTree) -> Result:
+    """Delete everything under a prefix: one tombstone for all, none for the empty prefix.
+
+    Nothing there: nothing changes, as in Consul. The table's index moves in both other cases.
+    """
+    prefix = command.prefix
+    deleted = 0
+    for raw, old in tx.scan(*key_range(KV, prefix)):
+        tx.remove(raw, old)
+        deleted += 1
+    if deleted:
+        tx.count -= deleted
+        if prefix:
+            tx.bury(TREE_GRAVES, prefix, index)
+        tx.kv_index = index
+        if tx.changes is not None:
+            tx.changes.append((index, prefix, True))
+    return Result(True, index)
+
+
+def reap_graves(tx: Transaction, index: int, command: ReapGraves) -> Result:
+    """Forget old tombstones, oldest first; no index moves (spec §2.3)."""
+    old = [decode_order_key(raw) for raw, _ in tx.scan(GRAVE_ORDER, order_stop(command.upto))]
+    for grave_index, raw in old:
+        if not tx.unbury(raw, grave_index):
+            raise CorruptLog(f"the tombstones' order names {raw!r} at {grave_index}: not there")
+    return Result(len(old), index)

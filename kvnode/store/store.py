@@ -1,0 +1,245 @@
+"""The store: applies committed entries to an engine and answers reads. See the package's essay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from struct import error as StructError
+from typing import Any, Final
+
+from kvnode.errors import CorruptLog, InvariantBroken
+from kvnode.store import kv, reads
+from kvnode.store.commands import Command, KvDelete, KvDeleteTree, KvSet, ReapGraves, Result
+from kvnode.store.engine import Engine
+from kvnode.store.records import META_KEY, KVPair, Meta, decode_meta
+from kvnode.store.snapshot import Dump
+from kvnode.store.tables import Transaction
+
+ChangeListener = Callable[[int, bytes, bool], None]
+"""Called with the index, the key or prefix, and whether everything under that prefix was deleted."""
+
+DIGESTS_KEPT: Final = 1 << 15
+"""For how many of the last applied indexes ``digest_at`` knows the answer."""
+
+_RING_MASK: Final = DIGESTS_KEPT - 1
+
+_HANDLERS: Final[dict[type[Command], Callable[[Transaction, int, Any], Result]]] = {
+    KvSet: kv.set_key,
+    KvDelete: kv.delete_key,
+    KvDeleteTree: kv.delete_tree,
+    ReapGraves: kv.reap_graves,
+}
+
+KVPairs = list[KVPair]
+
+
+class Store:
+    """The replicated state. Owned by one task: no method is safe to call from another thread,
+    except reading a ``Dump`` made by ``dump``.
+
+    Attributes:
+        engine: Where the data is. Written by nobody else.
+        on_change: Called for each change, in index order, after its whole batch has been written;
+            None costs nothing. For a deleted tree it is called once, with the prefix; after
+            ``replace`` once with the empty prefix. It must not raise and must not call
+            ``apply_batch``.
+    """
+
+    __slots__ = ("_meta", "_ring", "_ring_first", "engine", "on_change")
+
+    def __init__(self, engine: Engine) -> None:
+        """Open the store that an engine holds; an empty engine is an empty store.
+
+        Raises:
+            CorruptLog: The engine holds data but no state, or state of an unknown form.
+            DiskFailed: The engine could not be read.
+        """
+        self.engine = engine
+        self.on_change: ChangeListener | None = None
+        self._ring: list[int] = [0] * DIGESTS_KEPT
+        self._open(engine)
+
+    def _open(self, engine: Engine) -> None:
+        self._meta = read_meta(engine)
+        self._ring_first = self._meta.applied_index
+        self._ring[self._ring_first & _RING_MASK] = self._meta.digest
+        self.engine = engine
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def apply_batch(self, entries: Sequence[tuple[int, Command | None]]) -> list[Result]:
+        """Apply committed entries and return one result for each.
+
+        All writes, the applied index and the digest go to the engine in one batch (RC-6), so a crash
+        keeps all of this call or nothing. Where batches begin and end changes no result, no record
+        and no digest.
+
+        Args:
+            entries: Index and command, without gaps from ``applied_index + 1``; the very first entry
+                of a store may have any index. None: an entry without a command, which only moves
+                the applied index; its result is True.
+
+        Raises:
+            InvariantBroken: An index out of order, or a command that this version does not know
+                (RC-29) or cannot store. Nothing of the batch took effect, and the node must stop.
+            CorruptLog: A stored record is not readable. As above.
+            DiskFailed: The engine refused. As above.
+        """
+        if not entries:
+            return []
+        meta = self._meta
+        last = meta.applied_index or entries[0][0] - 1
+        tx = Transaction(self.engine, meta, watched=self.on_change is not None)
+        ring = self._ring
+        results: list[Result] = []
+        handlers = _HANDLERS
+        for index, command in entries:
+            if index != last + 1 or index < 1:
+                raise InvariantBroken(f"entry {index} cannot be applied after {last}")
+            last = index
+            if command is None:
+                results.append(Result(True, index))
+            else:
+                handler = handlers.get(type(command))
+                if handler is None:
+                    raise InvariantBroken(f"entry {index} holds an unknown command: {command!r}")
+                try:
+                    results.append(handler(tx, index, command))
+                except (StructError, TypeError, ValueError) as error:
+                    raise InvariantBroken(
+                        f"entry {index} holds a {type(command).__name__} that cannot be stored: {error}"
+                    ) from error
+            # Slots of indexes that are not applied yet: harmless if this batch fails.
+            ring[index & _RING_MASK] = tx.digest
+        self._finish(tx, tx.meta(last), entries[0][0])
+        return results
+
+    def _finish(self, tx: Transaction, meta: Meta, first: int) -> None:
+        self.engine.write(tx.writes(meta))
+        if not self._meta.applied_index:
+            # Index 0 is the empty store; a store that starts later knows nothing in between.
+            self._ring_first = 0 if first == 1 else first
+        self._meta = meta
+        listener = self.on_change
+        if listener is not None and tx.changes is not None:
+            for change in tx.changes:
+                listener(*change)
+
+    def replace(self, engine: Engine) -> Engine:
+        """Go on with another engine, into which a snapshot was loaded; return the old one.
+
+        The listener hears that everything changed. The caller closes the old engine.
+
+        Raises:
+            CorruptLog, DiskFailed: As on opening; the old engine then stays in place.
+        """
+        old = self.engine
+        self._open(engine)
+        if self.on_change is not None:
+            self.on_change(self._meta.applied_index, b"", True)
+        return old
+
+    # --- positions -------------------------------------------------------------------------
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last applied entry; 0 before the first."""
+        return self._meta.applied_index
+
+    @property
+    def meta(self) -> Meta:
+        """Counters and indexes at ``applied_index``."""
+        return self._meta
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits, equal on two nodes with equal data at equal ``applied_index`` (RC-74).
+
+        A checksum against decay and bugs, not against an adversary who chooses the data.
+        """
+        return f"{self._meta.digest:032x}"
+
+    def digest_at(self, index: int) -> str | None:
+        """Return the digest as it was when ``index`` had been applied.
+
+        None when that is not known: not applied yet, from before this process opened the store, or
+        more than ``DIGESTS_KEPT`` entries ago.
+        """
+        applied = self._meta.applied_index
+        if index > applied or index < self._ring_first or index <= applied - DIGESTS_KEPT:
+            return None
+        return f"{self._ring[index & _RING_MASK]:032x}"
+
+    def kv_index(self) -> int:
+        """Index of the KV table: of the last change or tombstone; 0 if there never was one.
+
+        Whoever prints it prints at least 1 (spec §2.2).
+        """
+        return self._meta.kv_index
+
+    def prefix_index(self, prefix: bytes) -> int:
+        """Index of a read of everything under ``prefix``, see ``reads.prefix_index``."""
+        return reads.prefix_index(self.engine, self._meta, prefix)
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def count(self) -> int:
+        """Number of keys. Costs nothing."""
+        return self._meta.count
+
+    def get(self, key: bytes) -> KVPair | None:
+        """Return a key, or None."""
+        return reads.get(self.engine, key)
+
+    def list(
+        self,
+        prefix: bytes,
+        *,
+        after: bytes | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> KVPairs:
+        """Return the keys under ``prefix`` with their values, see ``reads.list_pairs``."""
+        return reads.list_pairs(self.engine, prefix, after=after, limit=limit, reverse=reverse)
+
+    def keys(
+        self,
+        prefix: bytes,
+        separator: bytes = b"",
+        *,
+        after: bytes | None = None,
+        limit: int | None = None,
+    ) -> reads.Keys:
+        """Return the names under ``prefix``, rolled up at ``separator``, see ``reads.list_keys``."""
+        return reads.list_keys(self.engine, prefix, separator, after=after, limit=limit)
+
+    def graves(self) -> reads.Graves:
+        """Return all tombstones as (key or prefix, index, is a tree's), in byte order."""
+        return reads.list_graves(self.engine)
+
+    def reap_bound(self, upto: int, at_most: int) -> int:
+        """Return the highest index, at most ``upto``, up to which there are at most ``at_most``
+        tombstones, so that one ``ReapGraves`` stays small; 0 when there is nothing to reap.
+
+        One index can hold several: then it may be more than ``at_most``, never nothing.
+        """
+        return reads.reap_bound(self.engine, upto, at_most)
+
+    def dump(self) -> Dump:
+        """Open a snapshot of this moment and return its chunks, see ``snapshot.Dump``."""
+        return Dump(self.engine.snapshot())
+
+
+def read_meta(engine: Engine) -> Meta:
+    """Read the meta record of an engine; that of an empty store when the engine is empty.
+
+    Raises:
+        CorruptLog: There is data but no meta record: a load that was not finished, or lost files.
+    """
+    record = engine.get(META_KEY)
+    if record is not None:
+        return decode_meta(record)
+    with closing(engine.scan(b"", None)) as rows:
+        if next(rows, None) is not None:
+            raise CorruptLog("the state engine holds data, but not the record that says which")
+    return Meta()

@@ -1,0 +1,131 @@
+"""The view through which one batch of entries reads and writes.
+
+Writes gather in an overlay above the engine; reads look there first, so that entries of one batch see
+each other. The digest and the counters are kept here while the batch runs, and nothing is visible
+outside before the store has written everything in one engine batch (RC-6): a batch that fails leaves
+the store as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kvnode.store.engine import Engine, Write
+from kvnode.store.records import (
+    DIGEST_MASK,
+    GRAVES,
+    MARK_BYTES,
+    META_KEY,
+    TREE_GRAVES,
+    Meta,
+    decode_grave,
+    encode_grave,
+    encode_meta,
+    order_key,
+)
+
+Change = tuple[int, bytes, bool]
+"""Index, key or prefix, whether it is a prefix that was deleted."""
+
+_from_bytes = int.from_bytes
+
+
+class Transaction:
+    """One batch under way. Used once, then thrown away."""
+
+    __slots__ = (
+        "_engine_scan",
+        "changes",
+        "count",
+        "digest",
+        "engine_get",
+        "graves_index",
+        "kv_index",
+        "overlay",
+        "tree_graves",
+    )
+
+    def __init__(self, engine: Engine, meta: Meta, *, watched: bool) -> None:
+        """Start on the state that ``meta`` describes; ``watched`` collects changes."""
+        self.engine_get: Callable[[bytes], bytes | None] = engine.get
+        """The engine's own ``get``, for the hot path."""
+        self._engine_scan = engine.scan
+        self.overlay: dict[bytes, bytes | None] = {}
+        """Raw keys written by this batch; None is a deletion."""
+        _, self.kv_index, self.graves_index, self.count, self.tree_graves, self.digest = meta
+        self.changes: list[Change] | None = [] if watched else None
+
+    def get(self, raw: bytes) -> bytes | None:
+        """Return a record as this batch sees it, or None."""
+        overlay = self.overlay
+        if raw in overlay:
+            return overlay[raw]
+        return self.engine_get(raw)
+
+    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield this batch's view of ``[start, stop)``: first what the batch itself wrote, then what
+        the engine holds unchanged, each in byte order.
+
+        The batch may change rows that it was given while the iterator is open; rows that it adds
+        meanwhile may or may not be seen. The iterator must be exhausted before the batch ends.
+        """
+        overlay = self.overlay
+        for raw in sorted(raw for raw in overlay if start <= raw < stop):
+            record = overlay[raw]
+            if record is not None:
+                yield raw, record
+        for pair in self._engine_scan(start, stop):
+            if pair[0] not in overlay:
+                yield pair
+
+    def put(self, raw: bytes, record: bytes, old: bytes | None) -> None:
+        """Write a marked record in the place of ``old``, which ``get`` gave."""
+        digest = self.digest + _from_bytes(record[:MARK_BYTES], "big")
+        if old is not None:
+            digest -= _from_bytes(old[:MARK_BYTES], "big")
+        self.digest = digest & DIGEST_MASK
+        self.overlay[raw] = record
+
+    def remove(self, raw: bytes, old: bytes) -> None:
+        """Delete a marked record, which ``get`` or ``scan`` gave as ``old``."""
+        self.digest = (self.digest - _from_bytes(old[:MARK_BYTES], "big")) & DIGEST_MASK
+        self.overlay[raw] = None
+
+    def bury(self, table: bytes, key: bytes, index: int) -> None:
+        """Leave a tombstone, in the place of an older one (spec §2.3)."""
+        raw = table + key
+        old = self.get(raw)
+        if old is not None:
+            self.overlay[order_key(decode_grave(raw, old), raw)] = None
+        elif table == TREE_GRAVES:
+            self.tree_graves += 1
+        self.put(raw, encode_grave(raw, index), old)
+        self.overlay[order_key(index, raw)] = b""
+        self.graves_index = index
+
+    def unbury(self, raw: bytes, index: int) -> bool:
+        """Forget the tombstone with this raw key and index. False: it is not there."""
+        old = self.get(raw)
+        if old is None or decode_grave(raw, old) != index:
+            return False
+        self.remove(raw, old)
+        self.overlay[order_key(index, raw)] = None
+        if raw[:1] != GRAVES:
+            self.tree_graves -= 1
+        return True
+
+    def meta(self, applied_index: int) -> Meta:
+        """The meta record's content after this batch."""
+        return Meta(
+            applied_index,
+            self.kv_index,
+            self.graves_index,
+            self.count,
+            self.tree_graves,
+            self.digest,
+        )
+
+    def writes(self, meta: Meta) -> list[Write]:
+        """Everything to hand to the engine, the meta record last."""
+        self.overlay[META_KEY] = encode_meta(meta)
+        return list(self.overlay.items())
