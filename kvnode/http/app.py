@@ -1,0 +1,184 @@
+"""The complete shell: every route over aiohttp's low-level server.
+
+The low-level server, not ``web.Application``: aiohttp's router would decode and normalise the path
+before we see it, and Consul's rules about paths are exact (spec §1.1). Here the request line arrives as
+the client wrote it, and ``router`` decides everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+from multidict import CIMultiDict
+
+from kvnode.http import errors, kv
+from kvnode.http.messages import TEXT_TYPE, Request, Response, header_pairs
+from kvnode.http.router import Match, Router
+
+if TYPE_CHECKING:
+    from kvnode.http.context import HttpContext
+    from kvnode.http.gate import Gate
+    from kvnode.http.metrics import Recorder
+    from kvnode.http.router import Route
+
+_LOG = structlog.get_logger("kvnode.http")
+
+SERVER = "kvnode"
+"""The ``Server`` header of both shells."""
+_METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS"})
+WRITES = frozenset({"PUT", "POST", "DELETE"})
+_NO_HOST = Response(400, TEXT_TYPE, b"400 Bad Request: missing required Host header")
+_BAD_TARGET = Response(400, TEXT_TYPE, b"400 Bad Request: invalid request target")
+_SLOW = Response(408, TEXT_TYPE, b"the request's body did not arrive in time; nothing was stored")
+_BROKEN = Response(400, TEXT_TYPE, b"the request's body is malformed; nothing was stored")
+
+
+class App:
+    """The request handler of the aiohttp shell."""
+
+    def __init__(
+        self, context: HttpContext, router: Router, recorder: Recorder, gate: Gate
+    ) -> None:
+        """Remember the parts."""
+        self._settings = context.settings
+        self._router = router
+        self._recorder = recorder
+        self._gate = gate
+        self._loop = asyncio.get_running_loop()
+        self.closing = False
+        """Set while the server closes: every answer then ends its connection."""
+
+    def build_server(self) -> web.Server:
+        """Make the protocol factory; ``server()`` is one connection's protocol."""
+        settings = self._settings
+        return web.Server(
+            self.handle,
+            handler_cancellation=True,  # a client that hangs up ends its waiting
+            access_log=None,
+            keepalive_timeout=settings.idle_timeout_s,
+            max_line_size=settings.url_bytes_max,
+            max_field_size=settings.header_bytes_max,
+            auto_decompress=False,  # the bytes sent are the value
+        )
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request; never raises."""
+        started = self._loop.time()
+        gate = self._gate
+        taken = 0
+        close = self.closing
+        method = request.method
+        label = "overload"
+        raw_path, _, raw_query = _target(request).partition(b"?")
+        v1 = not raw_path.startswith(b"/kv/") and raw_path.startswith(b"/v1")
+        refusal = gate.refusal() or gate.connection_refusal()
+        gate.enter()
+        try:
+            if refusal is not None:
+                close = True
+                response = errors.refuse(refusal, v1=v1, write=method in WRITES)
+            elif request.version >= (1, 1) and "Host" not in request.headers:
+                label, response, close = "bad_request", _NO_HOST, True
+            elif not raw_path.startswith(b"/"):
+                label, response, close = "bad_request", _BAD_TARGET, True
+            else:
+                found = self._router.find(method, raw_path, raw_query)
+                if isinstance(found, Match):
+                    label = found.route.path
+                    body = await self._read_body(request, found, raw_query)
+                    if isinstance(body, Response):
+                        response, close = body, True
+                    else:
+                        taken = len(body)
+                        gate.body_bytes += taken
+                        response = await self._run(request, found, raw_query, body)
+                else:
+                    label, response = found
+        finally:
+            gate.leave()
+            gate.body_bytes -= taken
+        counted = method if method in _METHODS else "OTHER"  # a label must stay bounded
+        self._recorder.observe(label, counted, response.status, self._loop.time() - started)
+        return self._reply(response, close=close or self.closing)
+
+    async def _run(
+        self, request: web.BaseRequest, found: Match, raw_query: bytes, body: bytes
+    ) -> Response:
+        route = found.route
+        try:
+            return await route.handler(
+                Request(request.method, found.path, raw_query, request.headers, body)
+            )
+        except Exception as error:  # noqa: BLE001  # turned into an answer, and logged when unknown
+            return errors.refuse(error, v1=route.v1, write=request.method in WRITES)
+
+    async def _read_body(
+        self, request: web.BaseRequest, found: Match, raw_query: bytes
+    ) -> bytes | Response:
+        """Read a whole body, counting its bytes whether or not it said its length (spec §16)."""
+        if not request.can_read_body:
+            return b""
+        route = found.route
+        settings = self._settings
+        limit = settings.value_bytes_max if route.large_body else settings.body_bytes_max
+        length = request.content_length
+        if length is not None and length > limit:
+            return self._oversize(request, found, raw_query, length, limit)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request._payload_writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request._payload_writer.output_size = 0  # as aiohttp's own handler does
+        chunks: list[bytes] = []
+        total = 0
+        gate = self._gate
+        try:
+            async with asyncio.timeout(settings.receive_timeout_s):
+                while chunk := await request.content.readany():
+                    total += len(chunk)
+                    gate.body_bytes += len(chunk)
+                    if total > limit:
+                        return self._oversize(request, found, raw_query, None, limit)
+                    chunks.append(chunk)
+        except TimeoutError:
+            return _SLOW
+        except web.RequestPayloadError:
+            return _BROKEN
+        finally:
+            gate.body_bytes -= total
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _oversize(
+        self,
+        request: web.BaseRequest,
+        found: Match,
+        raw_query: bytes,
+        length: int | None,
+        limit: int,
+    ) -> Response:
+        """Refuse a body; a mistake in the parameters is reported first, as in Consul."""
+        route: Route = found.route
+        if route.large_body:
+            parsed = kv.parse_decoded(request.method, found.path, raw_query, b"", self._settings)
+            if isinstance(parsed, Response) and parsed.status >= 400:
+                return parsed
+        return errors.too_large(length, limit, v1=route.v1)
+
+    def _reply(self, response: Response, *, close: bool) -> web.Response:
+        headers = CIMultiDict(header_pairs(response.head))
+        headers["X-Kvnode-Node"] = self._settings.node_name
+        headers["Server"] = SERVER
+        reply = web.Response(status=response.status, headers=headers, body=response.body)
+        if close:
+            reply.force_close()
+        return reply
+
+
+def _target(request: web.BaseRequest) -> bytes:
+    """Return path and query as received; an absolute target loses scheme and authority."""
+    raw = request.raw_path.encode("utf-8", "surrogateescape")
+    if raw[:7].lower() == b"http://":
+        _, slash, rest = raw[7:].partition(b"/")
+        return slash + rest or b"/"
+    return raw

@@ -1,0 +1,79 @@
+"""What the HTTP room is given: a replica, its settings, and a few hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+    from kvnode.replica.facade import ReplicaFacade
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSettings:
+    """Bounds and names. Every bound has an answer of its own when it is reached (RC-67)."""
+
+    node_name: str
+    """Sent as ``X-Kvnode-Node`` on every answer."""
+    datacenter: str = "dc1"
+    version: str = "0.1.0"
+    consul_version: str = "1.22.0"
+    """What ``agent/self`` reports: clients compare it with 1.x (spec §10)."""
+    bootstrap_expect: int = 0
+    value_bytes_max: int = 512 * 1024
+    """A longer body is 413 (spec §4.2)."""
+    key_bytes_max: int = 4 * 1024
+    """After decoding. A longer key is 400."""
+    body_bytes_max: int = 512 * 1024
+    """Body of any other route."""
+    url_bytes_max: int = 16 * 1024
+    """Request line; must hold a percent-encoded key. A longer one is 414."""
+    header_bytes_max: int = 32 * 1024
+    """Whole head of a request. A longer one is 431."""
+    connections_max: int = 10_000
+    """Above it a new connection is told so and closed."""
+    requests_max: int = 8_192
+    """Requests in progress on all connections."""
+    pending_bytes_max: int = 64 * 1024 * 1024
+    """Bodies of requests in progress, received so far."""
+    pipeline_max: int = 32
+    """Reads in progress on one connection; more wait in the socket."""
+    idle_timeout_s: float = 120.0
+    """Longer than the 90 s after which Go clients drop an idle connection, so that they do first."""
+    receive_timeout_s: float = 30.0
+    """From a request's first byte to its last."""
+    write_timeout_s: float = 60.0
+    """For how long a client may refuse to take its answer."""
+    close_grace_s: float = 10.0
+    """How long ``HttpServer.close`` waits for requests in progress."""
+    ready_leader_grace_s: float = 15.0
+    """For how long a node without a leader stays ready: an election must not empty the Service."""
+    pods_timeout_s: float = 3.0
+    """For finding and asking all pods."""
+    fast_path: bool = True
+    """Serve the KV routes without aiohttp. Off: the same answers, more slowly."""
+    ui: bool = True
+
+
+async def no_addresses() -> list[str]:
+    """Find no pods: the default of ``HttpContext.pod_addresses``."""
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpContext:
+    """Everything that the routes reach for."""
+
+    replica: ReplicaFacade
+    settings: HttpSettings
+    pod_addresses: Callable[[], Awaitable[list[str]]] = no_addresses
+    """Asks discovery for ``host:port`` of every pod's peer port. May fail or hang; it is bounded."""
+    reload: Callable[[], Awaitable[None]] | None = None
+    """``PUT /v1/agent/reload``; None: the route answers that it cannot."""
+    leave: Callable[[], Awaitable[None]] | None = None
+    """``PUT /v1/agent/leave``; starts to leave and returns."""
+    collectors: tuple[Collector, ...] = field(default=())
+    """Further metrics of the process, read at each scrape."""

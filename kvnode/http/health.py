@@ -1,0 +1,85 @@
+"""The probes' routes. Each says which check failed, in a sentence (Kubernetes guide §7).
+
+- ``live``: the loop turns. That this answer was written proves it. Never depends on a quorum: a
+  restart does not bring one back.
+- ``startup``: the node is through with opening its data, or with bootstrapping or joining.
+- ``ready``: it may be sent requests: it runs, it knows a leader or lost it only a moment ago (an
+  election must not empty the Service), and it has applied what was committed when it came.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvnode.http.messages import TEXT_TYPE, Request, Response
+
+if TYPE_CHECKING:
+    from kvnode.http.context import HttpContext
+    from kvnode.replica.facade import Status
+
+
+class Check(NamedTuple):
+    """One check of a probe."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class HealthRoutes:
+    """The three handlers."""
+
+    def __init__(self, context: HttpContext) -> None:
+        """Remember whom to ask."""
+        self._replica = context.replica
+        self._leader_grace_ms = context.settings.ready_leader_grace_s * 1000
+
+    async def live(self, request: Request) -> Response:
+        """``GET /health/live``."""
+        return _report("live", [Check("loop", True, "the event loop turns")])
+
+    async def startup(self, request: Request) -> Response:
+        """``GET /health/startup``."""
+        return _report("started", [_started(self._replica.status())])
+
+    async def ready(self, request: Request) -> Response:
+        """``GET /health/ready``."""
+        status = self._replica.status()
+        checks = [_running(status), self._leader(status), _caught_up(status)]
+        return _report("ready", checks)
+
+    def _leader(self, status: Status) -> Check:
+        if status.leader_id is not None:
+            return Check("leader", True, f"{status.leader_name or status.leader_id} leads")
+        lost = f"no leader known for {status.leader_lost_ms / 1000:.1f} s"
+        recent = status.leader_lost_ms < self._leader_grace_ms and status.catch_up_index > 0
+        return Check("leader", recent, lost)
+
+
+def _started(status: Status) -> Check:
+    unstarted = {"starting", "bootstrapping", "joining"}
+    detail = status.state + (f": {status.reason}" if status.reason else "")
+    return Check("started", status.state not in unstarted, detail)
+
+
+def _running(status: Status) -> Check:
+    detail = status.state + (f": {status.reason}" if status.reason else "")
+    return Check("state", status.state == "running", detail)
+
+
+def _caught_up(status: Status) -> Check:
+    if not status.catch_up_index:
+        return Check("applied", False, "no leader has been heard since the start")
+    detail = f"applied {status.applied_index} of {status.catch_up_index}"
+    return Check("applied", status.applied_index >= status.catch_up_index, detail)
+
+
+def _report(word: str, checks: list[Check]) -> Response:
+    """Say ``word`` or ``not word``, then one line per check."""
+    failed = [check for check in checks if not check.passed]
+    first = f"not {word}: {', '.join(check.name for check in failed)}" if failed else word
+    lines = [first]
+    lines += [f"{'ok  ' if c.passed else 'FAIL'} {c.name}: {c.detail}" for c in checks]
+    body = "\n".join(lines) + "\n"
+    head = TEXT_TYPE + b"Cache-Control: no-store\r\n"
+    return Response(503 if failed else 200, head, body.encode())

@@ -1,0 +1,328 @@
+"""The KV routes, ``/v1/kv/…`` and ``/kv/…``, as plain functions.
+
+``parse`` turns a request into an operation, or into the answer that refuses it; ``start`` runs the
+operation and calls back with the answer. There is no task, no future and no server library in here,
+so that both shells (``app`` and ``fast``) share every word of it.
+
+The two styles: ``/v1/kv`` is Consul's (spec §4), ``/kv`` is for people: the body is the value, the
+answer is the value, and the status says the rest (design §6).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvnode.errors import KvnodeError
+from kvnode.http import errors
+from kvnode.http.entries import entries_json, entry_json, keys_json
+from kvnode.http.golang import encode_query, parse_uint
+from kvnode.http.messages import (
+    JSON_TYPE,
+    TEXT_TYPE,
+    VARY,
+    Respond,
+    Response,
+    own_text,
+    prettify,
+    text,
+)
+from kvnode.http.paths import resolve
+from kvnode.http.query import Options, parse_options
+from kvnode.replica.facade import Consistency
+from kvnode.store.commands import KvDelete, KvDeleteTree, KvSet
+
+if TYPE_CHECKING:
+    from kvnode.http.context import HttpSettings
+    from kvnode.replica.facade import ReadView, ReplicaFacade
+    from kvnode.store.commands import Command, Result
+
+V1_PREFIX = b"/v1/kv/"
+OWN_PREFIX = b"/kv/"
+METHODS = ("GET", "PUT", "DELETE")
+"""As ``Allow`` lists them. POST is taken as PUT and is not listed (spec §1.1)."""
+
+_READ_HEAD = (
+    VARY + b"X-Consul-Index: %d\r\nX-Consul-KnownLeader: %b\r\nX-Consul-LastContact: %d\r\n"
+    b"X-Consul-Effective-Consistency: %b\r\nX-Consul-Query-Backend: blocking-query\r\n"
+)
+_READ_HEAD_JSON = _READ_HEAD + JSON_TYPE
+_RAW_TYPE = (
+    b"Content-Type: text/plain\r\nX-Content-Type-Options: nosniff\r\n"
+    b"Content-Security-Policy: sandbox\r\n"
+)
+"""A stored page must not run as one (spec §4.1)."""
+_WRITE_HEAD = VARY + JSON_TYPE + b"X-Kvnode-Index: %d\r\n"
+_OWN_WRITE_HEAD = TEXT_TYPE + b"X-Kvnode-Index: %d\r\n"
+_MISSING_KEY = text(400, "Missing key name")
+_SESSION_ID_LENGTH = 36
+
+
+class Read(NamedTuple):
+    """One read."""
+
+    v1: bool
+    shape: str
+    """``one``, ``raw``, ``recurse`` or ``keys``."""
+    key: bytes
+    """The key, or the prefix."""
+    separator: bytes
+    options: Options
+
+
+class Write(NamedTuple):
+    """One write."""
+
+    v1: bool
+    command: Command
+    pretty: bool
+
+
+Operation = Read | Write
+
+
+def parse(
+    method: str, raw_path: bytes, raw_query: bytes, body: bytes, settings: HttpSettings
+) -> Operation | Response:
+    """Parse a request as it came in; the path starts with one of the two prefixes.
+
+    Returns:
+        The operation, or the answer at once: a mistake, a redirect, or a foreign method.
+    """
+    path = resolve(method, raw_path, raw_query)
+    if isinstance(path, Response):
+        return path
+    return parse_decoded(method, path, raw_query, body, settings)
+
+
+def parse_decoded(
+    method: str, path: bytes, raw_query: bytes, body: bytes, settings: HttpSettings
+) -> Operation | Response:
+    """Parse a request whose path ``paths.resolve`` has decoded and found clean."""
+    v1 = path.startswith(V1_PREFIX)
+    key = path[7:] if v1 else path[4:]
+    options = parse_options(raw_query)
+    if options.error is not None:
+        return _styled(options.error, v1=v1)
+    parsed: Operation | Response
+    if method in {"GET", "HEAD"}:
+        parsed = _parse_get(v1, key, options)
+    elif method in {"PUT", "POST"}:
+        parsed = _parse_put(v1, key, options, body)
+    else:
+        assert method == "DELETE", "the shells pass no other method"
+        parsed = _parse_delete(v1, key, options)
+    if isinstance(parsed, Response):
+        return _styled(parsed, v1=v1)
+    if len(key) > settings.key_bytes_max:
+        return errors.key_too_long(len(key), settings, v1=v1)
+    if options.values and v1:
+        return options.foreign_datacenter(settings.datacenter) or parsed
+    return parsed
+
+
+def _styled(refusal: Response, *, v1: bool) -> Response:
+    """Strip Consul's headers from a refusal on our own routes, and never say 500 there."""
+    if v1:
+        return refusal
+    status = 400 if refusal.status >= 500 else refusal.status
+    return own_text(status, refusal.body.decode().rstrip("\n"))
+
+
+def _parse_get(v1: bool, key: bytes, options: Options) -> Read | Response:
+    values = options.values
+    if "keys" in values:
+        # Both spellings work, the right one wins (spec §4.1).
+        separator = options.first("separator")
+        if separator is None:
+            separator = options.first("seperator") or ""
+        return Read(v1, "keys", key, separator.encode("utf-8", "surrogateescape"), options)
+    if "recurse" in values and v1:
+        return Read(v1, "recurse", key, b"", options)
+    if not key:
+        return _MISSING_KEY if v1 else text(400, "Missing key name; add ?keys to list all keys")
+    return Read(v1, "raw" if "raw" in values or not v1 else "one", key, b"", options)
+
+
+def _parse_put(v1: bool, key: bytes, options: Options, body: bytes) -> Write | Response:
+    if not key:
+        return _MISSING_KEY
+    values = options.values
+    if not values:
+        return Write(v1, KvSet(key, body), False)
+    conflict = _conflict(options, ("cas", "acquire", "release"))
+    if conflict is not None:
+        return conflict
+    try:
+        flags = parse_uint(values["flags"][0]) if "flags" in values else 0
+        cas = parse_uint(values["cas"][0]) if "cas" in values else None
+    except ValueError as error:
+        return text(500, str(error))
+    if "acquire" in values:
+        return _acquire(values["acquire"][0])
+    if "release" in values:
+        return _release(values["release"][0], options)
+    return Write(v1, KvSet(key, body, flags, cas), options.pretty)
+
+
+def _acquire(session: str) -> Response:
+    """Refuse a lock for a session that does not exist (spec §4.2)."""
+    if not session:
+        return text(500, "missing session")
+    if len(session.encode("utf-8", "surrogateescape")) != _SESSION_ID_LENGTH:
+        return text(500, "failed session lookup: index error: UUID must be 36 characters")
+    return text(500, f'invalid session "{session}"')
+
+
+def _release(session: str, options: Options) -> Response:
+    """Answer a release of a lock that nobody holds: no look-up, any text is allowed (spec §4.2)."""
+    if not session:
+        return text(500, "missing session")
+    return Response(200, VARY + JSON_TYPE, prettify(b"false") if options.pretty else b"false")
+
+
+def _parse_delete(v1: bool, key: bytes, options: Options) -> Write | Response:
+    values = options.values
+    conflict = _conflict(options, ("recurse", "cas"))
+    if conflict is not None:
+        return conflict
+    if "recurse" in values:
+        return Write(v1, KvDeleteTree(key), options.pretty)
+    if not key:
+        return _MISSING_KEY
+    try:
+        cas = parse_uint(values["cas"][0]) if "cas" in values else None
+    except ValueError as error:
+        return text(500, str(error))
+    return Write(v1, KvDelete(key, cas), options.pretty)
+
+
+def _conflict(options: Options, names: tuple[str, ...]) -> Response | None:
+    """Refuse more than one of ``names``; the only text that ends with a newline (spec §4.2)."""
+    if sum(name in options.values for name in names) < 2:
+        return None
+    return text(400, f"Conflicting flags: {encode_query(options.values)}\n")
+
+
+def start(operation: Operation, replica: ReplicaFacade, respond: Respond) -> None:
+    """Run an operation; ``respond`` is called exactly once, in a later turn of the loop."""
+    if isinstance(operation, Read):
+        options = operation.options
+        replica.read(options.consistency, partial(_read_done, operation, replica, respond))
+    else:
+        replica.write(operation.command, partial(_write_done, operation, respond))
+
+
+def _read_done(
+    operation: Read,
+    replica: ReplicaFacade,
+    respond: Respond,
+    view: ReadView | None,
+    error: KvnodeError | None,
+) -> None:
+    """Answer a read: the store may be read right now, and only now."""
+    options = operation.options
+    try:
+        if view is None:
+            assert error is not None
+            raise error  # noqa: TRY301  # one place turns errors into answers
+        if options.max_stale_ms and view.last_contact_ms > options.max_stale_ms:
+            # Too old: the leader answers instead, as if staleness had not been allowed.
+            fresh = options._replace(
+                consistency=Consistency.DEFAULT, effective=b"leader", max_stale_ms=0.0
+            )
+            start(operation._replace(options=fresh), replica, respond)
+            return
+        response = answer(operation, replica, view)
+    except Exception as problem:  # noqa: BLE001  # a completion must not raise into the replica
+        response = errors.refuse(problem, v1=operation.v1, write=False)
+    respond(response)
+
+
+def answer(operation: Read, replica: ReplicaFacade, view: ReadView) -> Response:
+    """Read the store and build the answer (spec §4.1)."""
+    store = replica.store
+    options = operation.options
+    key = operation.key
+    shape = operation.shape
+    if shape in {"one", "raw"}:
+        pair = store.get(key)
+        if pair is None:
+            if not operation.v1:
+                return Response(404)
+            return Response(404, _read_head(store.kv_index(), view, options))
+        if shape == "one":
+            body = b"[%b]" % entry_json(pair)
+            if options.pretty:
+                body = prettify(body)
+            known = b"true" if view.known_leader else b"false"
+            head = _READ_HEAD_JSON % (
+                pair.modify_index,
+                known,
+                view.last_contact_ms,
+                options.effective,
+            )
+            return Response(200, head, body)
+        if not operation.v1:
+            head = b"X-Kvnode-Index: %d\r\nX-Kvnode-Flags: %d\r\n" % (pair.modify_index, pair.flags)
+            return Response(200, _RAW_TYPE + head, pair.value)
+        return Response(200, _read_head(pair.modify_index, view, options) + _RAW_TYPE, pair.value)
+    return _answer_many(operation, replica, view)
+
+
+def _answer_many(operation: Read, replica: ReplicaFacade, view: ReadView) -> Response:
+    store = replica.store
+    options = operation.options
+    prefix = operation.key
+    if operation.shape == "keys":
+        keys = list(store.keys(prefix, operation.separator))
+        found = bool(keys)
+        body = keys_json(keys)
+    else:
+        pairs = list(store.list(prefix))
+        found = bool(pairs)
+        body = entries_json(pairs)
+    if options.pretty:
+        body = prettify(body)
+    if not operation.v1:
+        return Response(200, JSON_TYPE, body if options.pretty else body + b"\n")
+    index = (store.prefix_index(prefix) if prefix else 0) or store.kv_index()
+    head = _read_head(index, view, options)
+    if not found and (prefix or operation.shape == "recurse"):
+        # The empty prefix has an empty list of keys, and no entries (spec §4.1).
+        return Response(404, head)
+    return Response(200, head + JSON_TYPE, body)
+
+
+def _read_head(index: int, view: ReadView, options: Options) -> bytes:
+    """Build the query headers (spec §1.7). The index is never 0."""
+    known = b"true" if view.known_leader else b"false"
+    return _READ_HEAD % (index or 1, known, view.last_contact_ms, options.effective)
+
+
+def _write_done(
+    operation: Write, respond: Respond, result: Result | None, error: KvnodeError | None
+) -> None:
+    try:
+        if result is None:
+            assert error is not None
+            response = errors.refuse(error, v1=operation.v1, write=True)
+        else:
+            response = _written(operation, result)
+    except Exception as problem:  # noqa: BLE001  # a completion must not raise into the replica
+        response = errors.refuse(problem, v1=operation.v1, write=True)
+    respond(response)
+
+
+def _written(operation: Write, result: Result) -> Response:
+    """Answer a write; an identical one names the index that the key kept (spec §2.1)."""
+    index = result.modify_index or result.index
+    if operation.v1:
+        body = b"true" if result.value else b"false"
+        return Response(200, _WRITE_HEAD % index, body + b"\n" if operation.pretty else body)
+    head = _OWN_WRITE_HEAD % index
+    command = operation.command
+    if not result.value:
+        cas = getattr(command, "cas", None)
+        return Response(409, head, b"not changed: the key's index is not %d\n" % (cas or 0))
+    return Response(200, head, b"stored\n" if isinstance(command, KvSet) else b"deleted\n")

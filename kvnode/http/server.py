@@ -1,0 +1,66 @@
+"""The listening side: builds both shells, owns the connections, closes in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+
+from kvnode.http.app import App
+from kvnode.http.gate import Gate
+from kvnode.http.metrics import Recorder, build_registry
+from kvnode.http.table import build_router
+
+if TYPE_CHECKING:
+    from kvnode.http.context import HttpContext
+
+_BACKLOG = 1024
+
+
+class HttpServer:
+    """One node's HTTP port. ``start``, then ``close``; not to be used again afterwards."""
+
+    def __init__(self, context: HttpContext) -> None:
+        """Build the parts; must be called with the loop running."""
+        settings = context.settings
+        self._settings = settings
+        self.recorder = Recorder()
+        self.gate = Gate(
+            connections_max=settings.connections_max,
+            requests_max=settings.requests_max,
+            bytes_max=settings.pending_bytes_max,
+        )
+        self.registry = build_registry(context, self.recorder, self.gate)
+        self.router = build_router(context, self.registry)
+        self._app = App(context, self.router, self.recorder, self.gate)
+        self._web_server = self._app.build_server()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is bound; useful after asking for port 0."""
+        assert self._server is not None, "not started"
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def start(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        """Listen. Port 0 takes a free one.
+
+        Raises:
+            OSError: The address cannot be bound.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            self._web_server, host, port, ssl=tls, backlog=_BACKLOG
+        )
+
+    async def close(self) -> None:
+        """Stop listening, finish requests in progress for ``close_grace_s``, then cut the rest."""
+        if self._server is None:
+            return
+        self._app.closing = True
+        self._server.close()
+        self._web_server.pre_shutdown()
+        await self.gate.wait_idle(self._settings.close_grace_s)
+        await self._web_server.shutdown(timeout=0.1)
+        self._server = None

@@ -1,0 +1,92 @@
+"""Every route of the node, in one table."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kvnode.http import kv, metrics
+from kvnode.http.agent import AgentRoutes
+from kvnode.http.health import HealthRoutes
+from kvnode.http.messages import Request, Response
+from kvnode.http.pages import PageRoutes
+from kvnode.http.pods import PodsRoute
+from kvnode.http.router import Route, Router
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from kvnode.http.context import HttpContext
+
+
+class KvRoute:
+    """The KV routes for the shell that awaits."""
+
+    def __init__(self, context: HttpContext) -> None:
+        """Remember whom to ask."""
+        self._replica = context.replica
+        self._settings = context.settings
+
+    async def handle(self, request: Request) -> Response:
+        """Parse, start, wait for the answer."""
+        parsed = kv.parse_decoded(
+            request.method, request.path, request.query, request.body, self._settings
+        )
+        if isinstance(parsed, Response):
+            return parsed
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+        def respond(response: Response) -> None:
+            if not future.done():  # the client may have hung up
+                future.set_result(response)
+
+        kv.start(parsed, self._replica, respond)
+        return await future
+
+
+class MetricsRoute:
+    """``GET /metrics``."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Remember what to print."""
+        self._registry = registry
+
+    async def handle(self, request: Request) -> Response:
+        """Print Prometheus' text."""
+        return Response(200, metrics.CONTENT_TYPE, metrics.exposition(self._registry))
+
+
+def build_router(context: HttpContext, registry: CollectorRegistry) -> Router:
+    """Build the table."""
+    keys = KvRoute(context).handle
+    agent = AgentRoutes(context, registry)
+    health = HealthRoutes(context)
+    pages = PageRoutes(context.settings)
+    get = ("GET",)
+    return Router((
+        Route("/v1/kv/", kv.METHODS, keys, unlisted=("POST",), large_body=True),
+        Route("/kv/", ("GET", "PUT", "POST", "DELETE"), keys, large_body=True),
+        Route("/v1/status/leader", get, agent.leader),
+        Route("/v1/status/peers", get, agent.peers),
+        Route("/v1/operator/raft/configuration", get, agent.configuration),
+        Route("/v1/operator/raft/peer", ("DELETE",), agent.remove_peer),
+        Route(
+            "/v1/operator/raft/transfer-leader",
+            ("POST",),
+            agent.transfer_leader,
+            unlisted=("PUT",),
+        ),
+        Route("/v1/agent/self", get, agent.own),
+        Route("/v1/agent/members", get, agent.members),
+        Route("/v1/agent/metrics", get, agent.metrics),
+        Route("/v1/agent/reload", ("PUT",), agent.reload),
+        Route("/v1/agent/leave", ("PUT",), agent.leave),
+        Route("/pods", get, PodsRoute(context).pods),
+        Route("/health/live", get, health.live),
+        Route("/health/ready", get, health.ready),
+        Route("/health/startup", get, health.startup),
+        Route("/metrics", get, MetricsRoute(registry).handle),
+        Route("/openapi.json", get, pages.openapi),
+        Route("/ui/", get, pages.ui),
+        Route("/", get, pages.root),
+    ))  # fmt: skip

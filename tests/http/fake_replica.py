@@ -1,0 +1,113 @@
+"""A replica of one, without Raft: commands are applied to a real store in the next loop turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from kvnode.errors import KvnodeError
+from kvnode.raft.types import Index, NodeId, Role, Term
+from kvnode.replica.facade import Consistency, MemberStatus, PodStatus, ReadView, Status
+from kvnode.store.commands import Command
+from kvnode.store.memory import MemoryEngine
+from kvnode.store.store import Store
+
+ME = NodeId("11111111-1111-4111-8111-111111111111")
+OTHER = NodeId("22222222-2222-4222-8222-222222222222")
+
+
+class FakeReplica:
+    """Keeps the facade's contract; failures are set by the test."""
+
+    def __init__(self) -> None:
+        self.store = Store(MemoryEngine())
+        self.next_index = 10
+        self.write_error: KvnodeError | None = None
+        self.read_error: KvnodeError | None = None
+        self.view = ReadView(True, 0)
+        self.stale_view = ReadView(True, 0)
+        self.commands: list[Command] = []
+        self.reads: list[Consistency] = []
+        self.held: list[Callable[[], None]] | None = None
+        """A list: completions gather here instead of being called."""
+        self.removed: list[NodeId] = []
+        self.transferred: list[NodeId | None] = []
+        self.admin_error: KvnodeError | None = None
+        self.pod_rows: list[PodStatus] = []
+        self.asked: tuple[str, ...] = ()
+        self.state = Status(
+            node_id=ME,
+            name="kvnode-0",
+            cluster_id="c",
+            role=Role.LEADER,
+            term=Term(3),
+            leader_id=ME,
+            leader_name="kvnode-0",
+            leader_address="10.0.0.1:8300",
+            commit_index=Index(42),
+            applied_index=Index(42),
+            last_index=Index(42),
+            last_term=Term(3),
+            first_index=Index(1),
+            snapshot_index=Index(0),
+            snapshot_term=Term(0),
+            last_contact_ms=0,
+            leader_lost_ms=0,
+            catch_up_index=Index(5),
+            voters=2,
+            members=(
+                MemberStatus(ME, "kvnode-0", "10.0.0.1:8300", "10.0.0.1:8500", True, True, True,
+                             Index(42)),
+                MemberStatus(OTHER, "kvnode-1", "10.0.0.2:8300", "", True, False, False,
+                             Index(40)),
+            ),
+            state="running",
+            reason="",
+        )  # fmt: skip
+
+    def _complete(self, call: Callable[[], None]) -> None:
+        if self.held is not None:
+            self.held.append(call)
+        else:
+            asyncio.get_running_loop().call_soon(call)
+
+    def release(self) -> None:
+        """Call every held completion, and hold no more."""
+        held, self.held = self.held or [], None
+        for call in held:
+            call()
+
+    def write(self, command: Command, done: Any) -> None:
+        self.commands.append(command)
+        self._complete(lambda: self._apply(command, done))
+
+    def _apply(self, command: Command, done: Any) -> None:
+        if self.write_error is not None:
+            done(None, self.write_error)
+            return
+        index, self.next_index = self.next_index, self.next_index + 1
+        done(self.store.apply_batch([(index, command)])[0], None)
+
+    def read(self, consistency: Consistency, done: Any) -> None:
+        self.reads.append(consistency)
+        stale = consistency is Consistency.STALE
+        if self.read_error is not None and not stale:
+            self._complete(lambda: done(None, self.read_error))
+        else:
+            self._complete(lambda: done(self.stale_view if stale else self.view, None))
+
+    def status(self) -> Status:
+        return self.state
+
+    def pods(self, addresses: tuple[str, ...], done: Any) -> None:
+        self.asked = addresses
+        self._complete(lambda: done(self.pod_rows, None))
+
+    def remove_member(self, node_id: NodeId, done: Any) -> None:
+        self.removed.append(node_id)
+        self._complete(lambda: done(None, self.admin_error))
+
+    def transfer_leadership(self, target: NodeId | None, done: Any) -> None:
+        self.transferred.append(target)
+        self._complete(lambda: done(None, self.admin_error))
