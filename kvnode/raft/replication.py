@@ -158,10 +158,11 @@ def probe_stalled(core: Core) -> None:
         if progress.state is ProgressState.REPLICATE and progress.inflight:
             prev_index = Index(progress.next_index - 1)
             term = core.log.term_at(prev_index)
-            if term is not None:
-                prev = LogId(prev_index, term)
-                commit = core.log.commit_index
-                core.send(AppendEntries(core.id, node, core.term, prev, (), commit))
+            # What is under way may be compacted here meanwhile: then ask about the log's base, whose
+            # refusal leads to a snapshot.
+            prev = core.log.base if term is None else LogId(prev_index, term)
+            commit = core.log.commit_index
+            core.send(AppendEntries(core.id, node, core.term, prev, (), commit))
 
 
 def advance_commit(core: Core) -> bool:
