@@ -1,0 +1,188 @@
+"""The data directory of one node.
+
+LOCK            who has the directory now
+identity.json   who this node is
+raft/           the journal: log segments, base, hard state
+state/          the state engine's
+snapshots/      received snapshots
+set-aside-…/    data of incarnations that were removed; never read again, never deleted
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+
+from kvnode.disk.files import FileSystem, OsFileSystem
+from kvnode.disk.identity import IdentityFile, OpenedIdentity, open_identity, write_identity
+from kvnode.disk.journal import JournalCore, open_journal
+from kvnode.disk.lock import DirectoryLock
+from kvnode.errors import DiskFailed
+from kvnode.ports import IdentityRecord, Recovered, Worker
+
+VOLUME_BYTES_SMALL = 64 << 20
+"""Below this size of volume the operator is warned."""
+
+_NETWORK = ("nfs", "cifs", "smb", "9p", "fuse", "gluster", "ceph", "lustre", "afs", "gfs2", "ocfs2")
+_VOLATILE = ("tmpfs", "ramfs", "overlay", "aufs")
+
+
+def _new_node_id() -> str:
+    return str(uuid.uuid4())
+
+
+class DataDir:
+    """An open data directory, locked for this process until ``close``."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        path: str,
+        lock: DirectoryLock,
+        opened: OpenedIdentity,
+        warnings: list[str],
+    ) -> None:
+        """Only for ``open``."""
+        self._fs = fs
+        self._lock = lock
+        self._identity = opened.identity
+        self._fresh = opened.fresh
+        self.path = path
+        self.raft_path = f"{path}/raft"
+        self.state_path = f"{path}/state"
+        self.snapshots_path = f"{path}/snapshots"
+        self.set_aside = opened.set_aside
+        """Where the data of a removed incarnation were just moved to; empty: nowhere."""
+        self.warnings = warnings
+        """Sentences that the operator should see at start."""
+
+    @staticmethod
+    def open(
+        path: str,
+        name: str,
+        *,
+        fs: FileSystem | None = None,
+        new_node_id: Callable[[], str] = _new_node_id,
+    ) -> DataDir:
+        """Lock the directory, read or make the node's identity and raise its boot number.
+
+        Args:
+            path: The data directory; made, with its parents, when missing.
+            name: The node's name, as configured.
+            fs: For tests; the lock is always the real one.
+            new_node_id: For tests.
+
+        Raises:
+            DirectoryInUse: Another process has it.
+            ForeignDirectory: It is another node's, or of another format.
+            CorruptLog: It is damaged.
+            DiskFailed: It cannot be used; the text says what to do.
+        """
+        path = os.path.abspath(path)
+        files = OsFileSystem() if fs is None else fs
+        _make_usable(path)
+        lock = DirectoryLock.take(path)
+        try:
+            warnings = _warnings(path, locked=lock.locked)
+            opened = open_identity(files, path, name, new_node_id)
+        except BaseException:
+            lock.release()
+            raise
+        return DataDir(files, path, lock, opened, warnings)
+
+    @property
+    def record(self) -> IdentityRecord:
+        """Who this node is, as of ``open``."""
+        return self._identity.record
+
+    def check_epoch(self) -> None:
+        """Raise ``DirectoryInUse`` when another process took the directory over. Any thread."""
+        self._lock.check()
+
+    def open_journal(self) -> tuple[JournalCore, Recovered]:
+        """Open the journal; a node's first start makes it. Errors: see ``journal.open_journal``."""
+        found = open_journal(self._fs, self.raft_path, fresh=self._fresh, check=self.check_epoch)
+        if self._fresh:
+            identity = self._identity._replace(log_made=True)
+            write_identity(self._fs, self.path, identity)
+            self._identity, self._fresh = identity, False
+        return found
+
+    def identity_store(self, worker: Worker) -> IdentityFile:
+        """The identity for the driver. Call once, after ``open_journal``."""
+        return IdentityFile(self._fs, self.path, self._identity, worker)
+
+    def free_bytes(self) -> int:
+        """Bytes that may still be written to the volume."""
+        return self._fs.free_bytes(self.path)
+
+    def close(self) -> None:
+        """Release the lock, after everything in the directory was closed. Idempotent."""
+        self._lock.release()
+
+
+def _make_usable(path: str) -> None:
+    """Make the directory, and say in an operator's words what stands in the way."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except FileExistsError as error:
+        raise DiskFailed(f"the data directory {path} is a file, not a directory") from error
+    except OSError as error:
+        raise DiskFailed(
+            f"cannot make the data directory {path}: {error.strerror}. {_WHO_MAY}"
+        ) from error
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        found = os.stat(path)
+        raise DiskFailed(
+            f"the data directory {path} belongs to user {found.st_uid} and group {found.st_gid} with "
+            f"mode {found.st_mode & 0o7777:04o}, and this process (user {os.geteuid()}, group "
+            f"{os.getegid()}) may not write there, or the volume is read-only. {_WHO_MAY}"
+        )
+
+
+_WHO_MAY = (
+    "Make the directory writable for the user that kvnode runs as; in Kubernetes set "
+    "securityContext.fsGroup of the pod to its group"
+)
+
+
+def _warnings(path: str, *, locked: bool) -> list[str]:
+    """What is not wrong but should be known (RC-10)."""
+    warnings: list[str] = []
+    kind = _file_system_type(path)
+    if kind.startswith(_NETWORK):
+        warnings.append(
+            f"{path} is on a network file system ({kind}): its syncs and locks may promise more than "
+            f"they keep. Never let two nodes share a directory, and prefer a block volume"
+        )
+    elif kind.startswith(_VOLATILE):
+        warnings.append(
+            f"{path} is on {kind}: the data are gone when the container or the machine goes"
+        )
+    if not locked:
+        warnings.append(f"{path}: the file system has no locks; a second process is noticed late")
+    found = os.statvfs(path)
+    volume = found.f_blocks * found.f_frsize
+    if volume < VOLUME_BYTES_SMALL:
+        warnings.append(
+            f"{path} is on a volume of {volume / (1 << 20):.1f} MiB: the log is kept short, and "
+            f"writes will be refused when it is full"
+        )
+    return warnings
+
+
+def _file_system_type(path: str) -> str:
+    """Type of the file system that holds ``path``, as the kernel calls it; empty: not known."""
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            for line in mounts:
+                left, _, right = line.partition(" - ")
+                point = left.split()[4].replace("\\040", " ")
+                inside = path == point or path.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(best):
+                    best, kind = point, right.split()[0]
+    except (OSError, IndexError):
+        return ""
+    return kind

@@ -1,0 +1,195 @@
+"""Who this node is: one small JSON file, replaced whole, with a checksum.
+
+The file is the root of the data directory: as long as it exists the directory belongs to one
+incarnation of one node (RC-49), and the boot number in it rises at each start before anything else
+happens (RC-52). A file that cannot be read or is damaged is an error, never an empty directory
+(RC-50).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from kvnode.disk.files import FileSystem
+from kvnode.disk.whole_file import read_whole, write_whole
+from kvnode.errors import CorruptLog, ForeignDirectory, KvnodeError
+from kvnode.ports import IdentityRecord, Worker
+from kvnode.raft.types import NodeId
+
+IDENTITY_NAME = "identity.json"
+IDENTITY_BYTES_MAX = 1 << 20
+FORMAT = 1
+"""Version of the data directory as a whole."""
+
+DATA_NAMES = ("raft", "state", "snapshots")
+"""What belongs to an incarnation, besides its identity."""
+
+
+class Identity(NamedTuple):
+    """Content of the identity file."""
+
+    record: IdentityRecord
+    log_made: bool
+    """The journal's directory was made: from then on it must be there."""
+    set_aside: bool
+    """The next start moves this incarnation's data away and begins as a new one (RC-51)."""
+
+
+class OpenedIdentity(NamedTuple):
+    """What ``open_identity`` found."""
+
+    identity: Identity
+    fresh: bool
+    """The node has no journal yet."""
+    set_aside: str
+    """Directory to which the data of a removed incarnation were just moved; empty: none were."""
+
+
+def open_identity(
+    fs: FileSystem, directory: str, name: str, new_node_id: Callable[[], str]
+) -> OpenedIdentity:
+    """Read who this node is and raise its boot number; make an identity in an empty directory.
+
+    Args:
+        fs: Where the directory is.
+        directory: The data directory; it exists.
+        name: The node's configured name.
+        new_node_id: Makes a never used id.
+
+    Raises:
+        ForeignDirectory: The directory is another node's, or of an unknown format.
+        CorruptLog: The identity is damaged, or missing beside data (RC-50).
+    """
+    path = f"{directory}/{IDENTITY_NAME}"
+    aside = ""
+    identity = _read(fs, path) if fs.exists(path) else None
+    if identity is not None and identity.set_aside:
+        aside = _move_aside(fs, directory, identity.record.node_id)
+        identity = None
+    if identity is None:
+        _check_empty(fs, directory)
+        record = IdentityRecord(NodeId(new_node_id()), name, "", "", 0)
+        identity = Identity(record, log_made=False, set_aside=False)
+    elif identity.record.name != name:
+        raise ForeignDirectory(
+            f"{directory} belongs to the node named {identity.record.name!r}, and this one is named "
+            f"{name!r}. Start it with that name, or give it a data directory of its own"
+        )
+    record = identity.record._replace(boot=identity.record.boot + 1)
+    identity = identity._replace(record=record)
+    write_identity(fs, directory, identity)
+    return OpenedIdentity(identity, not identity.log_made, aside)
+
+
+def write_identity(fs: FileSystem, directory: str, identity: Identity) -> None:
+    """Replace the identity file, durably and atomically."""
+    write_whole(fs, directory, IDENTITY_NAME, _encode(identity))
+
+
+def _encode(identity: Identity) -> bytes:
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        **identity.record._asdict(),
+        "log_made": identity.log_made,
+        "set_aside": identity.set_aside,
+    }
+    return (
+        json.dumps({"identity": content, "crc32": _checksum(content)}, indent=2) + "\n"
+    ).encode()
+
+
+def _checksum(content: Any) -> int:
+    """Of the content's one canonical spelling, so that people may indent the file as they like."""
+    return crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _read(fs: FileSystem, path: str) -> Identity:
+    damaged = (
+        f"{path}: damaged, so it is not known which node this directory belongs to. Bring the volume "
+        f"back from a sound copy, or empty the directory to begin as a new node"
+    )
+    try:
+        value = json.loads(read_whole(fs, path, IDENTITY_BYTES_MAX))
+        content = value["identity"]
+        checksum = value["crc32"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptLog(damaged) from error
+    if checksum != _checksum(content):
+        raise CorruptLog(damaged)
+    if content.get("format") != FORMAT:
+        raise ForeignDirectory(
+            f"{path}: data format {content.get('format')}; this version of kvnode reads {FORMAT}. "
+            f"Start the version that wrote it"
+        )
+    record = IdentityRecord(
+        node_id=NodeId(content["node_id"]),
+        name=content["name"],
+        cluster_id=content["cluster_id"],
+        pledge=content["pledge"],
+        boot=content["boot"],
+    )
+    return Identity(record, content["log_made"], content["set_aside"])
+
+
+def _check_empty(fs: FileSystem, directory: str) -> None:
+    """Data without an identity are somebody's, and were not lost by us (RC-50)."""
+    found = [name for name in DATA_NAMES if fs.exists(f"{directory}/{name}")]
+    if found:
+        raise CorruptLog(
+            f"{directory}/{IDENTITY_NAME}: missing, but there is {', '.join(found)} beside it. Bring "
+            f"the file back, or move everything out of {directory} to begin as a new node"
+        )
+
+
+def _move_aside(fs: FileSystem, directory: str, node_id: str) -> str:
+    """Move an incarnation's data out of the way; nothing is deleted (RC-51).
+
+    The identity, which carries the mark, goes last: a crash in between is made good at the next start.
+    """
+    target = f"{directory}/set-aside-{node_id}"
+    fs.mkdir(target)
+    fs.sync_dir(directory)
+    for name in (*DATA_NAMES, IDENTITY_NAME):
+        if fs.exists(f"{directory}/{name}"):
+            fs.rename(f"{directory}/{name}", f"{target}/{name}")
+            fs.sync_dir(target)
+            fs.sync_dir(directory)
+    return target
+
+
+class IdentityFile:
+    """``kvnode.ports.IdentityStore`` over the identity file; the writing is a job of a ``Worker``."""
+
+    def __init__(self, fs: FileSystem, directory: str, identity: Identity, worker: Worker) -> None:
+        """Keep ``identity``, which is what the file holds."""
+        self._fs = fs
+        self._directory = directory
+        self._worker = worker
+        self._newest = identity
+        self.record = identity.record
+        """See ``kvnode.ports.IdentityStore``."""
+
+    def save(
+        self, cluster_id: str, pledge: str, done: Callable[[KvnodeError | None], None]
+    ) -> None:
+        """See ``kvnode.ports.IdentityStore``."""
+        old = self._newest.record
+        assert old.cluster_id in ("", cluster_id), "a node never changes its cluster"
+        record = old._replace(cluster_id=cluster_id, pledge=pledge)
+        self._write(self._newest._replace(record=record), done)
+
+    def set_aside(self, done: Callable[[KvnodeError | None], None]) -> None:
+        """See ``kvnode.ports.IdentityStore``."""
+        self._write(self._newest._replace(set_aside=True), done)
+
+    def _write(self, identity: Identity, done: Callable[[KvnodeError | None], None]) -> None:
+        def finish(_: None, error: KvnodeError | None) -> None:
+            if error is None:
+                self.record = identity.record
+            done(error)
+
+        self._newest = identity
+        self._worker.submit(lambda: write_identity(self._fs, self._directory, identity), finish)
