@@ -15,7 +15,7 @@ from yarl import URL
 from kvnode.client import results
 from kvnode.client.failures import from_answer, from_exception
 from kvnode.client.results import Answer, KVPair, Member, RaftPeer
-from kvnode.errors import BadRequest, NotNow
+from kvnode.errors import BadRequest, NotNow, PeerUnreachable
 
 Consistency = Literal["default", "consistent", "stale"]
 
@@ -37,6 +37,8 @@ class KvnodeClient:
             is preferred; the others are asked while it cannot be reached.
         timeout_s: How long one call may take in all, tries included. Above 0.
         connect_timeout_s: How long one try may take to connect.
+        patient: Whether to go on until ``timeout_s`` while no address can be connected to; else one round
+            over the addresses is all.
 
     Every method raises, besides what it names: ``BadRequest`` (the caller's fault, nothing happened),
     ``NotNow`` and its kin (look at ``took_effect``), ``RemoteProtocolError`` (not a kvnode at all).
@@ -48,6 +50,7 @@ class KvnodeClient:
         *,
         timeout_s: float = 30.0,
         connect_timeout_s: float = 3.0,
+        patient: bool = True,
     ) -> None:
         """Keep the addresses; nothing is connected yet."""
         given = [addresses] if isinstance(addresses, str) else list(addresses)
@@ -56,6 +59,7 @@ class KvnodeClient:
         self._bases = [base_url(address) for address in given]
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
+        self._patient = patient
         self._preferred = 0
         self._session: aiohttp.ClientSession | None = None
 
@@ -224,6 +228,7 @@ class KvnodeClient:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s + wait_s
         pause_s = _PAUSE_S
+        unreachable = 0
         while True:
             base = self._bases[self._preferred]
             url = base.with_path(path, encoded=True).with_query(list(query))
@@ -233,6 +238,9 @@ class KvnodeClient:
                     return reply
                 raise from_answer(reply.status, reply.body)
             except NotNow as error:
+                unreachable += isinstance(error, PeerUnreachable)
+                if not self._patient and unreachable >= len(self._bases):
+                    raise
                 pause_s = min(_PAUSE_MAX_S, pause_s * 2) * random.uniform(0.5, 1.0)
                 again = safe or error.took_effect == "no"
                 if not again or loop.time() + pause_s >= deadline:

@@ -6,6 +6,8 @@ never made, and a server that says so, are a certain "no".
 
 from __future__ import annotations
 
+import os
+
 import aiohttp
 
 from kvnode.errors import (
@@ -32,8 +34,12 @@ def from_exception(error: Exception, url: str) -> KvnodeError:
     match error:
         case aiohttp.InvalidURL():
             return BadRequest(f"{url}: not an address")
-        case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
-            return PeerUnreachable(f"{url}: cannot connect: {error}", took_effect="no")
+        case aiohttp.ClientConnectorError():
+            number = error.os_error.errno or 0  # below 0: the resolver's, with a text of its own
+            why = os.strerror(number) if number > 0 else error.os_error.strerror
+            return PeerUnreachable(f"{url}: cannot connect: {why}", took_effect="no")
+        case aiohttp.ConnectionTimeoutError():
+            return PeerUnreachable(f"{url}: cannot connect in time", took_effect="no")
         case TimeoutError():
             return Timeout(f"{url}: no answer in time", took_effect="unknown")
         case (

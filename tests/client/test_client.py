@@ -216,6 +216,14 @@ async def test_tries_end_with_the_deadline() -> None:
     assert caught.value.took_effect == "no"
 
 
+async def test_an_impatient_client_asks_each_address_once() -> None:
+    """A person at a terminal wants to hear at once that nobody listens."""
+    addresses = (refused_address(), refused_address())
+    async with KvnodeClient(addresses, timeout_s=3600, patient=False) as kv:
+        with pytest.raises(PeerUnreachable, match="Connection refused"):
+            await kv.get("k")
+
+
 async def test_silence_ends_with_the_deadline_and_is_unknown() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(30)

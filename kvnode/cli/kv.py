@@ -1,0 +1,215 @@
+"""``kvnode kv``: read and write keys."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvnode.cli.output import (
+    DEFAULT_ADDR,
+    DEFAULT_TIMEOUT_S,
+    HttpAddr,
+    Output,
+    OutputOption,
+    TimeoutOption,
+    ask,
+    emit,
+    emit_json,
+    emit_table,
+    fail,
+    say,
+)
+from kvnode.client import KVPair
+from kvnode.client.client import Consistency
+
+app = typer.Typer(
+    help="Read and write keys.",
+    no_args_is_help=True,
+    epilog="Examples: kvnode kv put app/db postgres · kvnode kv get app/db · kvnode kv list app/",
+)
+
+Key = Annotated[str, typer.Argument(help="The key, such as app/db/password; no leading slash.")]
+Stale = Annotated[
+    bool, typer.Option("--stale", help="Ask this node's own state, even without a leader.")
+]
+Cas = Annotated[
+    int | None,
+    typer.Option(
+        "--cas", min=0, help="Only if the key's modify index is this; 0: only if missing."
+    ),
+]
+
+
+@app.command("get")
+def get(
+    key: Key,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print the value's bytes: the default.")
+    ] = False,
+    detailed: Annotated[bool, typer.Option("--detailed", help="Print everything known.")] = False,
+    stale: Stale = False,
+    output: OutputOption = Output.text,
+    http_addr: HttpAddr = DEFAULT_ADDR,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Print a key's value, byte for byte. Exit code 1 when there is no such key.
+
+    Examples: kvnode kv get app/db · kvnode kv get --detailed app/db · kvnode kv get cert > cert.pem
+    """
+    pair = ask(http_addr, timeout, lambda kv: kv.get(key, consistency=_consistency(stale)))
+    if pair is None:
+        fail(f"no such key: {key}")
+    if output is Output.json and not raw:
+        emit_json(document(pair))
+    elif detailed:
+        emit_table(("field", "value"), [(name, str(value)) for name, value in _details(pair)])
+    else:
+        emit(pair.value)
+
+
+@app.command("put")
+def put(
+    key: Key,
+    value: Annotated[
+        str, typer.Argument(help="The value; - reads it from stdin, @FILE from a file.")
+    ] = "",
+    flags: Annotated[int, typer.Option("--flags", min=0, help="A number kept beside it.")] = 0,
+    cas: Cas = None,
+    output: OutputOption = Output.text,
+    http_addr: HttpAddr = DEFAULT_ADDR,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Store a value. Exit code 1 when --cas did not fit.
+
+    Examples: kvnode kv put app/db postgres · kvnode kv put cert @cert.pem · date | kvnode kv put now - ·
+    kvnode kv put --cas 0 app/lock me
+    """
+    data = _value(value)
+    written = ask(http_addr, timeout, lambda kv: kv.put(key, data, flags=flags, cas=cas))
+    _finish(written, f"stored {key}", f"not stored: {key} has another modify index", output)
+
+
+@app.command("delete")
+def delete(
+    key: Key,
+    recurse: Annotated[
+        bool, typer.Option("--recurse", help="Delete every key that begins with KEY.")
+    ] = False,
+    cas: Cas = None,
+    output: OutputOption = Output.text,
+    http_addr: HttpAddr = DEFAULT_ADDR,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Delete a key, or all keys with a prefix. Deleting what is not there is a success.
+
+    Examples: kvnode kv delete app/db · kvnode kv delete --recurse app/
+    """
+    if recurse and cas is not None:
+        fail("--recurse and --cas exclude each other", code=2)
+    deleted = ask(
+        http_addr,
+        timeout,
+        lambda kv: kv.delete_tree(key) if recurse else kv.delete(key, cas=cas),
+    )
+    _finish(deleted, f"deleted {key}", f"not deleted: {key} has another modify index", output)
+
+
+@app.command("list")
+def list_(
+    prefix: Annotated[str, typer.Argument(help="What the keys begin with; empty: all.")] = "",
+    separator: Annotated[
+        str,
+        typer.Option("--separator", help="Cut keys after the first one that follows the prefix."),
+    ] = "",
+    detailed: Annotated[
+        bool, typer.Option("--detailed", help="Print sizes and indexes beside the keys.")
+    ] = False,
+    stale: Stale = False,
+    output: OutputOption = Output.text,
+    http_addr: HttpAddr = DEFAULT_ADDR,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Print the keys under a prefix, one per line; with --output json the values too.
+
+    Examples: kvnode kv list · kvnode kv list app/ --separator / · kvnode kv list app/ --output json
+    """
+    mode = _consistency(stale)
+    if separator or not (detailed or output is Output.json):
+        keys = ask(
+            http_addr,
+            timeout,
+            lambda kv: kv.keys(prefix, separator=separator, consistency=mode),
+        )
+        if output is Output.json:
+            emit_json(list(keys))
+        else:
+            emit(b"".join(key.encode() + b"\n" for key in keys) or b"")
+        return
+    pairs = ask(http_addr, timeout, lambda kv: kv.list(prefix, consistency=mode))
+    if output is Output.json:
+        emit_json([document(pair) for pair in pairs])
+    else:
+        rows = [
+            (p.key, str(len(p.value)), str(p.flags), str(p.modify_index), p.session or "")
+            for p in pairs
+        ]
+        emit_table(("key", "bytes", "flags", "modify_index", "session"), rows)
+
+
+def document(pair: KVPair) -> dict[str, Any]:
+    """Return a pair as JSON: ``value`` is null where the bytes are no text."""
+    try:
+        text: str | None = pair.value.decode()
+    except UnicodeDecodeError:
+        text = None
+    return {
+        "key": pair.key,
+        "value": text,
+        "value_base64": base64.b64encode(pair.value).decode(),
+        "flags": pair.flags,
+        "create_index": pair.create_index,
+        "modify_index": pair.modify_index,
+        "lock_index": pair.lock_index,
+        "session": pair.session,
+    }
+
+
+def _details(pair: KVPair) -> list[tuple[str, object]]:
+    everything = document(pair)
+    del everything["value_base64"]
+    everything["value"] = pair.value.decode(errors="backslashreplace")
+    everything["session"] = pair.session or "-"
+    return list(everything.items())
+
+
+def _value(given: str) -> bytes:
+    """Return the bytes that an argument stands for.
+
+    Raises:
+        typer.Exit: The file cannot be read.
+    """
+    if given == "-":
+        return sys.stdin.buffer.read()
+    if not given.startswith("@"):
+        return given.encode(errors="surrogateescape")
+    try:
+        return Path(given[1:]).read_bytes()
+    except OSError as error:
+        fail(f"{given[1:]}: {error.strerror}", code=2)
+
+
+def _finish(success: bool, done: str, refused: str, output: Output) -> None:
+    if output is Output.json:
+        emit_json({"success": success})
+    else:
+        say(done if success else f"kvnode: {refused}")
+    if not success:
+        raise typer.Exit(1)
+
+
+def _consistency(stale: bool) -> Consistency:
+    return "stale" if stale else "default"
