@@ -224,6 +224,13 @@ class TransportHandler(Protocol):
         """The connection to a member broke: messages on it may be lost."""
         ...
 
+    def accepts_cluster(self, sender: Hello) -> bool:
+        """Whether this node, which belongs to no cluster yet, listens to Raft messages of the
+        sender's: the one that it is promised to, or that it asked to join (RC-55). Asked only while
+        our own ``cluster_id`` is empty and the sender's is not; must be cheap.
+        """
+        ...
+
     def on_removed(self) -> None:
         """A member of our own cluster says that this incarnation was removed (RC-47)."""
         ...

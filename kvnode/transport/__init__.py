@@ -1,1 +1,1 @@
-"""To be written with the package."""
+"""tmp."""
