@@ -131,7 +131,7 @@ class _Search:
         self._steps_max = steps_max
         self._done_ops = sorted((op for op in operations if not op.unknown), key=_by_call)
         self._open_ops = sorted((op for op in operations if op.unknown), key=_by_call)
-        self._seen = {
+        self._seen: dict[str | None, int] = {
             op.value: op.index
             for op in self._done_ops
             if op.kind == "read" and op.value is not None and op.index is not None

@@ -31,7 +31,7 @@ class Operation(NamedTuple):
     """``set`` and ``delete``: the condition (None: none; 0: only if missing; N: ModifyIndex == N)."""
     applied: bool | None = None
     """``set`` and ``delete`` with a known outcome: what the store answered."""
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # a field, not tuple.index
     """Known outcome of a write: the log index it was applied at, when the answer gave one. Read:
     the ModifyIndex that came with the value, None when the key was missing."""
 

@@ -158,7 +158,7 @@ def generate(seed: int, count: int, keys: int, clients: int) -> list[Operation]:
     history: list[Operation] = []
     index = 0
     shown: set[int] = set()  # clients compare with indexes that somebody was told
-    for effect, number, op in sorted(effects, key=lambda e: e[:2]):
+    for _effect, number, op in sorted(effects, key=lambda e: e[:2]):
         current = state.get(op.key)
         if op.kind == "read":
             value, modified = current or (None, None)

@@ -1,0 +1,322 @@
+"""What must be true after every event, whatever happened before (RC section 1, section 11).
+
+``Invariants`` watches the whole cluster from outside. It is told what each disk holds durably
+(``disk_*``), sees each message leave (``sending``) and looks at a core after each event that touched
+it (``observe``). Everything is incremental: the work per event does not grow with the log.
+
+- Election Safety: one leader per term, ever.  One vote per node and term, ever.
+- Log Matching: an (index, term) has one content and one predecessor, on every disk.
+- Leader Completeness: a new leader holds every committed entry.
+- State Machine Safety: a committed entry never changes; applied digests are equal at equal indexes.
+- Commit rule: when an entry is committed first, a majority of the voters holds it durably; a
+  learner's copy or an unsynced one does not count.
+- Persisted before said: no message leaves that the sender's disk does not bear out (RC-1 … RC-3).
+- Term, commit and applied index never fall; memberships differ by one voter from one to the next.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kvnode.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    InstallSnapshot,
+    Message,
+    PreVote,
+    PreVoteReply,
+    Vote,
+    VoteReply,
+)
+from kvnode.raft.rawnode import RawNode
+from kvnode.raft.types import Entry, EntryKind, HardState, LogId, Membership, NodeId, Role
+
+
+class Violation(AssertionError):
+    """The cluster broke a promise."""
+
+
+class Shape(NamedTuple):
+    """What is remembered of an entry: enough to tell it from any other."""
+
+    term: int
+    kind: int
+    digest: int
+
+
+def shape_of(entry: Entry) -> Shape:
+    """Term, kind and checksum of an entry."""
+    return Shape(entry.term, int(entry.kind), zlib.crc32(entry.data))
+
+
+@dataclass
+class DurableLog:
+    """What one incarnation's disk is known to hold."""
+
+    term: int = 0
+    vote: NodeId | None = None
+    base: LogId = field(default_factory=lambda: LogId(0, 0))  # type: ignore[arg-type]
+    terms: list[int] = field(default_factory=list)
+    """Term of each entry from ``base.index + 1`` on."""
+
+    @property
+    def last_index(self) -> int:
+        """Index of the last durable entry."""
+        return self.base.index + len(self.terms)
+
+    def term_at(self, index: int) -> int | None:
+        """Term of the durable entry; None when compacted or not there."""
+        if index == self.base.index:
+            return self.base.term
+        position = index - self.base.index - 1
+        return self.terms[position] if 0 <= position < len(self.terms) else None
+
+
+@dataclass
+class _Seen:
+    """What was last seen of one life of a node."""
+
+    term: int = 0
+    commit: int = 0
+    applied: int = 0
+    role: Role = Role.FOLLOWER
+
+
+class Invariants:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.leaders: dict[int, NodeId] = {}
+        self.votes: dict[tuple[int, NodeId], NodeId] = {}
+        self.entries: dict[tuple[int, int], tuple[Shape, int]] = {}
+        """(index, term) -> content and the term before it."""
+        self.committed: list[Shape] = [Shape(0, 0, 0)]
+        """By index; position 0 is "before the log"."""
+        self.digests: dict[int, tuple[str, NodeId]] = {}
+        self.disks: dict[NodeId, DurableLog] = {}
+        self.membership: Membership | None = None
+        """The newest committed one."""
+        self.checked = 0
+        self._seen: dict[NodeId, _Seen] = {}
+
+    @property
+    def frontier(self) -> int:
+        """The highest index known to be committed anywhere."""
+        return len(self.committed) - 1
+
+    # -- the disks ----------------------------------------------------------------------------
+
+    def disk(self, node: NodeId) -> DurableLog:
+        """The known content of a node's disk."""
+        return self.disks.setdefault(node, DurableLog())
+
+    def disk_hard_state(self, node: NodeId, state: HardState) -> None:
+        """A hard state is durable now."""
+        disk = self.disk(node)
+        if state.term < disk.term:
+            raise Violation(f"{node}: durable term fell from {disk.term} to {state.term}")
+        disk.term, disk.vote = state.term, state.vote
+        if state.vote is not None:
+            self._voted(node, state.term, state.vote)
+
+    def disk_entries(self, node: NodeId, entries: tuple[Entry, ...] | list[Entry]) -> None:
+        """Entries are durable now; the first may replace others."""
+        disk = self.disk(node)
+        for entry in entries:
+            position = entry.index - disk.base.index - 1
+            if position < 0:
+                continue
+            if position > len(disk.terms):
+                raise Violation(f"{node}: entry {entry.id} was saved after a gap")
+            before = disk.term_at(entry.index - 1)
+            assert before is not None
+            if position < len(disk.terms) and disk.terms[position] != entry.term:
+                if entry.index <= self.frontier and (
+                    disk.terms[position] == self.committed[entry.index].term
+                ):
+                    raise Violation(f"{node}: committed entry {entry.index} was overwritten")
+            del disk.terms[position:]
+            disk.terms.append(entry.term)
+            known = self.entries.setdefault((entry.index, entry.term), (shape_of(entry), before))
+            if known != (shape_of(entry), before):
+                raise Violation(f"{node}: log matching: {entry.id} has two contents")
+
+    def disk_base(self, node: NodeId, base: LogId, *, reset: bool) -> None:
+        """The log now starts after ``base``: entries up to it are gone, or all of them."""
+        disk = self.disk(node)
+        if base.index > self.frontier or self.committed[base.index].term != base.term:
+            raise Violation(f"{node}: log starts at {base}, which is not committed")
+        keep = 0 if reset else max(0, disk.last_index - base.index)
+        disk.terms = disk.terms[len(disk.terms) - keep :] if keep else []
+        disk.base = base
+
+    # -- what is said -------------------------------------------------------------------------
+
+    def sending(self, message: Message) -> None:
+        """A message leaves: the sender's disk must bear it out."""
+        node = message.sender
+        disk = self.disk(node)
+        match message:
+            case PreVote():
+                said = message.term - 1
+            case PreVoteReply() if message.granted:
+                said = 0
+            case _:
+                said = message.term
+        if said > disk.term:
+            raise Violation(f"{node} says term {said}, its disk {disk.term}: {message!r:.200}")
+        match message:
+            case Vote():
+                self._must_have_voted(disk, node, message.term, node)
+            case VoteReply() if message.granted:
+                self._must_have_voted(disk, node, message.term, message.to)
+            case AppendEntriesReply() if not message.rejected:
+                self._must_hold(disk, message)
+            case AppendEntries() | Heartbeat() | InstallSnapshot():
+                self._leads(node, message.term)
+            case _:
+                pass
+
+    def _must_have_voted(self, disk: DurableLog, node: NodeId, term: int, whom: NodeId) -> None:
+        if disk.term == term and disk.vote != whom:
+            raise Violation(f"{node} says it voted for {whom} in {term}, its disk: {disk.vote}")
+        self._voted(node, term, whom)
+
+    def _must_hold(self, disk: DurableLog, message: AppendEntriesReply) -> None:
+        if message.term != disk.term:
+            return  # A late message of an older term: it was checked by content when it was made.
+        if message.match_index > disk.last_index:
+            raise Violation(
+                f"{message.sender} acknowledges {message.match_index}, "
+                f"its disk ends at {disk.last_index}"
+            )
+
+    def _voted(self, node: NodeId, term: int, whom: NodeId) -> None:
+        first = self.votes.setdefault((term, node), whom)
+        if first != whom:
+            raise Violation(f"{node} voted twice in term {term}: {first} and {whom}")
+
+    def _leads(self, node: NodeId, term: int) -> None:
+        first = self.leaders.setdefault(term, node)
+        if first != node:
+            raise Violation(f"term {term} has two leaders: {first} and {node}")
+
+    # -- what is done -------------------------------------------------------------------------
+
+    def started(self, node: NodeId, raw: RawNode) -> None:
+        """A new life of a node begins; its disk must hold what it held."""
+        disk = self.disk(node)
+        if (raw.term, raw.vote) != (disk.term, disk.vote) and raw.term <= disk.term:
+            raise Violation(
+                f"{node} woke up with term {raw.term}, vote {raw.vote}; "
+                f"it had {disk.term}, {disk.vote}"
+            )
+        last = disk.last_index
+        if raw.log.last_index < last or (
+            last > raw.log.base.index and raw.log.term_at(last) != disk.term_at(last)  # type: ignore[arg-type]
+        ):
+            if last and self._must_survive(disk, raw):
+                raise Violation(
+                    f"{node} lost durable entries: had {last}@{disk.term_at(last)}, "
+                    f"woke up with {raw.log.last}"
+                )
+        self._seen[node] = _Seen(term=raw.term)
+
+    @staticmethod
+    def _must_survive(disk: DurableLog, raw: RawNode) -> bool:
+        """A write that was under way may have replaced the tail: then the new tail is of a later
+        term than what it replaced.
+        """
+        for index in range(max(raw.log.base.index, disk.base.index) + 1, disk.last_index + 1):
+            held = raw.log.term_at(index)  # type: ignore[arg-type]
+            if held is None:
+                return True
+            had = disk.term_at(index)
+            if held != had:
+                return had is None or held < had
+        return False
+
+    def observe(self, node: NodeId, raw: RawNode) -> None:
+        """Look at a core after an event that touched it."""
+        self.checked += 1
+        seen = self._seen.get(node)
+        if seen is None:
+            seen = self._seen[node] = _Seen(term=raw.term)
+        log = raw.log
+        if (
+            raw.term < seen.term
+            or log.commit_index < seen.commit
+            or (log.applied_index < seen.applied)
+        ):
+            raise Violation(f"{node} went back: {seen} to {raw.describe()}")
+        if raw.role is Role.LEADER and (seen.role is not Role.LEADER or seen.term != raw.term):
+            self._leads(node, raw.term)
+            self._complete(node, raw)
+        if log.commit_index > seen.commit:
+            self._commits(node, raw, seen.commit)
+        seen.term, seen.role = raw.term, raw.role
+        seen.commit, seen.applied = log.commit_index, log.applied_index
+
+    def _complete(self, node: NodeId, raw: RawNode) -> None:
+        """Leader Completeness; by Log Matching the last committed entry stands for all."""
+        if self.frontier and raw.log.base.index < self.frontier:
+            held = raw.log.term_at(self.frontier)  # type: ignore[arg-type]
+            if held != self.committed[self.frontier].term:
+                raise Violation(
+                    f"{node} leads term {raw.term} without committed entry {self.frontier}"
+                )
+
+    def _commits(self, node: NodeId, raw: RawNode, before: int) -> None:
+        log = raw.log
+        start = max(before, log.base.index)
+        if log.base.index > self.frontier:
+            raise Violation(f"{node} starts after {log.base}, which nobody committed")
+        if start >= log.commit_index:
+            return
+        entries = log.slice(start + 1, log.commit_index + 1, 1 << 62)  # type: ignore[arg-type]
+        news = False
+        for entry in entries:
+            if entry.index <= self.frontier:
+                if self.committed[entry.index] != shape_of(entry):
+                    raise Violation(
+                        f"{node} committed {entry.id}, but {self.committed[entry.index]} "
+                        f"was committed at {entry.index}"
+                    )
+                continue
+            news = True
+            self.committed.append(shape_of(entry))
+            if entry.kind == EntryKind.MEMBERSHIP:
+                self._new_membership(Membership.decode(entry.data))
+        if news:
+            self._durable_on_majority(node, raw)
+
+    def _new_membership(self, new: Membership) -> None:
+        old = self.membership
+        if old is not None and old.voters and len(old.voters ^ new.voters) > 1:
+            raise Violation(f"memberships jump from {sorted(old.voters)} to {sorted(new.voters)}")
+        self.membership = new
+
+    def _durable_on_majority(self, node: NodeId, raw: RawNode) -> None:
+        index = raw.log.commit_index
+        term = raw.log.term_at(index)
+        candidates = {raw.log.membership_at(i) for i in (index, raw.log.last_index)}  # type: ignore[arg-type]
+        for membership in candidates:
+            held = [
+                voter
+                for voter in membership.voters
+                if self.disk(voter).term_at(index) == term or self.disk(voter).base.index > index
+            ]
+            if 2 * len(held) > len(membership.voters):
+                return
+        raise Violation(f"{node} committed {index}@{term}, which no majority holds durably")
+
+    def applied(self, node: NodeId, index: int, digest: str) -> None:
+        """The digest of a node's state after it applied ``index``."""
+        first = self.digests.setdefault(index, (digest, node))
+        if first[0] != digest:
+            raise Violation(
+                f"states differ at {index}: {first[1]} has {first[0]}, {node} has {digest}"
+            )
