@@ -22,6 +22,7 @@
         ├── CorruptLog              a file is not what its checksum says (RC-71)
         ├── DirectoryInUse          another process owns the data directory (RC-52)
         ├── ForeignDirectory        the directory belongs to another cluster or format
+        ├── Removed                 the cluster removed this incarnation (RC-47)
         └── InvariantBroken         something that cannot happen did (RC-75)
 
 A write has three outcomes: done, certainly not done, and *unknown* (RC-58). Errors of the *not now*
@@ -143,6 +144,20 @@ class DirectoryInUse(MustStop):
 
 class ForeignDirectory(MustStop):
     """The data directory was written by another cluster, node or format version."""
+
+
+class Removed(MustStop):
+    """The cluster removed this incarnation. Its data is set aside at the next start (RC-47, RC-51).
+
+    Attributes:
+        served: Whether the node had served as a member since it started. If not, an old volume came
+            back, and the agent may start over at once as a new incarnation.
+    """
+
+    def __init__(self, message: str, *, served: bool) -> None:
+        """Keep the text and what the agent needs to decide."""
+        super().__init__(message)
+        self.served = served
 
 
 class InvariantBroken(MustStop):

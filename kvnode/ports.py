@@ -255,6 +255,13 @@ class TransportHandler(Protocol):
 class Transport(Protocol):
     """Talks to peers by node id, over connections that it makes, keeps and repairs by itself."""
 
+    handler: TransportHandler | None
+    """The driver. Set before the first connection."""
+    hello: Hello
+    """What this node says of itself; set anew when it changes, and open connections are told."""
+    is_removed: Callable[[NodeId], bool]
+    """Whether an incarnation may never come back (RC-47)."""
+
     def set_peers(self, peers: Mapping[NodeId, tuple[str, ...]]) -> None:
         """Set the peers to stay connected with, and where each may be found (``host:port``, best
         first). Connections to nodes no longer listed are closed.

@@ -1,1 +1,56 @@
-"""To be written with the package."""
+"""The driver: one node's raft core, log, store and peers, put together.
+
+``Replica`` is synchronous call-back code over the ports of ``kvnode.ports``. The agent gives it the
+event loop, the disk's threads and TCP; the simulator gives it virtual time, a faulty disk and a faulty
+network, and runs the very same code.
+
+Vocabulary: a *turn* takes everything that came in since the last one; the *desk* holds every open
+request; *hopped* marks what a peer forwarded; a *pledge* binds an empty node to one cluster while it is
+being bootstrapped.
+
+Rooms:
+
+- ``facade``: what the rooms above may ask, and the values that they get.
+- ``replica``: the turn, and the calls from above and from the transport.
+- ``requests``: the desk. ``forwarding``: the one hop to the leader. ``service``: what peers may ask.
+- ``formation``: how an empty node bootstraps or joins. ``stewardship``: the leader admits, promotes,
+  replaces and removes.
+- ``snapshots``, ``recovery``, ``upkeep``: streams, the start, compaction and reaping.
+- ``addresses``, ``status``, ``pods``, ``codec``, ``settings``.
+
+Invariants:
+
+- The order of ``Ready``: saved before what depends on it leaves; applied only when durable here
+  (``Replica._handle``, ``Replica._saved``).
+- Each request is answered once, and an error says whether it may have taken effect
+  (``requests.Desk``; RC-58).
+- A request is forwarded once (RC-59), and retried inside only when it was certainly not appended.
+- Discovery gives addresses to try. It never adds, removes or counts a member (RC-56).
+- A cluster is written only after every expected node has durably pledged itself to it (RC-55).
+- While a snapshot is loaded nothing is applied (RC-38).
+
+Left out on purpose: tasks and futures (completions are plain call-backs in the turn that decided
+them), read leases, and removal of members on silence alone.
+"""
+
+from kvnode.replica.facade import (
+    Consistency,
+    MemberStatus,
+    PodStatus,
+    ReadView,
+    ReplicaFacade,
+    Status,
+)
+from kvnode.replica.replica import Replica
+from kvnode.replica.settings import ReplicaSettings
+
+__all__ = [
+    "Consistency",
+    "MemberStatus",
+    "PodStatus",
+    "ReadView",
+    "Replica",
+    "ReplicaFacade",
+    "ReplicaSettings",
+    "Status",
+]

@@ -1,0 +1,65 @@
+"""Commands as bytes: what a log entry holds.
+
+A msgpack array of the command's number and its fields. New fields go to the end with a default, so
+that older entries still decode (RC-28); an unknown number stops the node (RC-29).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from kvnode.errors import InvariantBroken, RemoteProtocolError
+from kvnode.store.commands import KINDS, NUMBERS, Command, Result
+
+_pack = msgpack.Packer(use_bin_type=True).pack
+
+
+def encode(command: Command) -> bytes:
+    """Return the entry data of a command."""
+    data: bytes = _pack((NUMBERS[type(command)], *command))
+    return data
+
+
+def decode(data: bytes) -> Command:
+    """Inverse of ``encode``, for data that this cluster wrote.
+
+    Raises:
+        InvariantBroken: An unknown command: written by a newer version, or not by kvnode at all.
+    """
+    number, *fields = msgpack.unpackb(data, use_list=False, max_buffer_size=0)
+    kind = KINDS.get(number)
+    if kind is None:
+        raise InvariantBroken(
+            f"the log holds a command of kind {number}, which this version does not know: upgrade this node"
+        )
+    return kind(*fields)
+
+
+def decode_foreign(data: Any, bytes_max: int) -> Command:
+    """``decode`` for data that a peer sent and nobody has checked.
+
+    Raises:
+        RemoteProtocolError: It is no command of ours.
+    """
+    if not isinstance(data, bytes) or len(data) > bytes_max:
+        raise RemoteProtocolError("a forwarded command is not bytes, or too large")
+    try:
+        command = decode(data)
+        if encode(command) == data:
+            return command
+    except (InvariantBroken, ValueError, TypeError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(f"a forwarded command cannot be read: {error}") from error
+    raise RemoteProtocolError("a forwarded command is not in its one spelling")
+
+
+def decode_result(value: Any) -> Result:
+    """A ``Result`` that came over the wire.
+
+    Raises:
+        RemoteProtocolError: It is none.
+    """
+    if isinstance(value, (list, tuple)) and len(value) == 3:
+        return Result(*value)
+    raise RemoteProtocolError("a forwarded answer is no result")

@@ -1,0 +1,740 @@
+"""The driver: gives the core its inputs, and does what each ``Ready`` asks, in the one right order.
+
+A turn is a plain function. Everything that came in since the last one (proposals, reads, messages,
+completions of the disk) is in the core or in the desk's queues; the turn takes it all at once, so
+that a whole turn shares one log write, one frame per follower and one read round. Nothing here is a
+task; time, disk and network are the ports of ``kvnode.ports``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvnode.errors import (
+    DiskFailed,
+    KvnodeError,
+    LeadershipLost,
+    MembershipRefused,
+    MustStop,
+    NoLeader,
+    NotLeader,
+    Overloaded,
+    Removed,
+    Timeout,
+)
+from kvnode.ports import (
+    Done,
+    Hello,
+    IdentityStore,
+    Journal,
+    LogBase,
+    Recovered,
+    Scheduler,
+    SnapshotStore,
+    Transport,
+    Worker,
+)
+from kvnode.raft import RaftConfig, RawNode, Ready
+from kvnode.raft.messages import InstallSnapshot, Message
+from kvnode.raft.types import (
+    ZERO,
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    LogId,
+    Member,
+    Membership,
+    NodeId,
+    Role,
+    SnapshotMeta,
+    Term,
+)
+from kvnode.replica import pods
+from kvnode.replica.addresses import AddressBook
+from kvnode.replica.codec import decode, encode
+from kvnode.replica.facade import Consistency, PodStatus, ReadView, Status
+from kvnode.replica.formation import Formation
+from kvnode.replica.forwarding import Forwarder
+from kvnode.replica.recovery import recover
+from kvnode.replica.requests import Desk, ReadRequest, WriteRequest
+from kvnode.replica.service import Service
+from kvnode.replica.settings import ReplicaSettings
+from kvnode.replica.snapshots import SnapshotReceiver, SnapshotSender
+from kvnode.replica.status import Contact, describe
+from kvnode.replica.stewardship import Steward
+from kvnode.replica.upkeep import Upkeep
+from kvnode.store.commands import Command, Result
+from kvnode.store.engine import EngineFactory
+
+SWEEP_TICKS = 5
+"""Deadlines are looked at every so many ticks: answers may be this much late."""
+LINEARIZABLE = ReadView(known_leader=True, last_contact_ms=0)
+FIRST_TERM = Term(1)
+
+
+class Replica:
+    """One node of the cluster; see ``replica.facade`` for what the rooms above may ask."""
+
+    def __init__(
+        self,
+        *,
+        settings: ReplicaSettings,
+        identity: IdentityStore,
+        recovered: Recovered,
+        journal: Journal,
+        engines: EngineFactory,
+        snapshots: SnapshotStore,
+        worker: Worker,
+        transport: Transport,
+        scheduler: Scheduler,
+        rng: random.Random,
+        discover: Callable[[Done[list[str]]], None],
+        on_fatal: Callable[[MustStop], None],
+        trace: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        """Wake up with what the disk holds. Slow: replays nothing, but may load a snapshot.
+
+        Raises:
+            MustStop: The disk's contents do not fit together.
+        """
+        self.settings = settings
+        self.identity = identity
+        self.journal = journal
+        self.engines = engines
+        self.snapshots = snapshots
+        self.worker = worker
+        self.transport = transport
+        self.scheduler = scheduler
+        self.rng = rng
+        self.discover = discover
+        self.trace = trace
+        self._on_fatal = on_fatal
+
+        recovery = recover(recovered, journal, engines, snapshots)
+        self.store = recovery.store
+        self.raft = self._make_raft(
+            recovery.hard_state, recovery.base, recovery.entries, Index(self.store.applied_index)
+        )
+        self.desk = Desk(settings.waiting_requests_max, settings.waiting_bytes_max)
+        self.desk.callback_failed = self._callback_failed
+        self.book = AddressBook()
+        self.formation = Formation(self)
+        self.steward = Steward(self)
+        self.upkeep = Upkeep(self)
+        self.sender = SnapshotSender(self)
+        self.receiver = SnapshotReceiver(self)
+        self.receiver.loading = recovery.pending_snapshot
+        self.forwarder = Forwarder(settings, self.desk, transport, self.wake)
+        self.contact = Contact(scheduler)
+        self._service = Service(self)
+
+        self.state = "starting"
+        self.reason = ""
+        self.stopped = False
+        self.catch_up_index = Index(0)
+        self._catching_up = False
+        self._outbox: dict[NodeId, list[Message]] = {}
+        self._turn_due = False
+        self._spread_due = False
+        self._ticks = 0
+        self._known: tuple[Role, Term, NodeId | None] = (Role.FOLLOWER, Term(0), None)
+        self._watched: list[tuple[LogId, float, Callable[[KvnodeError | None], None]]] = []
+        self._looking = False
+        self._next_look = 0.0
+        self._peers: dict[NodeId, tuple[str, ...]] = {}
+        transport.handler = self
+        transport.is_removed = self._is_removed
+
+    def _make_raft(
+        self, hard_state: HardState, base: LogBase, entries: Sequence[Entry], applied: Index
+    ) -> RawNode:
+        settings = self.settings
+        config = RaftConfig(
+            node_id=self.identity.record.node_id,
+            election_ticks=settings.election_ticks,
+            heartbeat_ticks=settings.heartbeat_ticks,
+            uncommitted_bytes_max=settings.uncommitted_bytes_max,
+        )
+        return RawNode(
+            config,
+            hard_state=hard_state,
+            base=base.last,
+            membership=base.membership,
+            entries=entries,
+            applied_index=applied,
+            random=self.rng,
+            tracer=self.trace,
+        )
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to tick, to talk, and to look for a cluster."""
+        self.state = "running" if self.cluster_id else "joining"
+        if not self.cluster_id and self.settings.expect:
+            self.state = "bootstrapping"
+        if self.receiver.loading:
+            self.receiver.discard_loaded()
+        self.refresh_peers()
+        self.formation.start()
+        if self.raft.membership.voters == {self.raft.id}:
+            self.raft.campaign()
+        self.scheduler.call_later(self.settings.tick_s, self._tick)
+        self.wake()
+
+    def stop(self, done: Callable[[], None]) -> None:
+        """Hand leadership over, then stop. Requests that are still open are answered."""
+        self.state, self.reason = "stopping", "this node is shutting down"
+        deadline = self.scheduler.time() + self.settings.stop_wait_s
+        self.transfer_here(None, lambda _value, _error: None)
+        self._stop_soon(deadline, done)
+
+    def _stop_soon(self, deadline: float, done: Callable[[], None]) -> None:
+        handed_over = not self.is_leader and self.raft.leader_id is not None
+        alone = len(self.raft.membership.voters) < 2 or not self.cluster_id
+        finished = self.stopped or ((handed_over or alone) and not self.desk.count)
+        if not finished and self.scheduler.time() < deadline:
+            self.scheduler.call_later(self.settings.tick_s, self._stop_soon, deadline, done)
+            return
+        self.stopped = True
+        self.desk.fail_all()
+        done()
+
+    def fail(self, error: MustStop) -> None:
+        """This node cannot go on safely: say nothing more, and tell the agent (RC-8, RC-75)."""
+        if self.stopped:
+            return
+        self.stopped = True
+        self.state, self.reason = "failed", str(error)
+        self._outbox.clear()
+        self._on_fatal(error)
+
+    def fail_disk(self, error: KvnodeError) -> None:
+        """Something durable failed."""
+        self.fail(error if isinstance(error, MustStop) else DiskFailed(str(error)))
+
+    def journal_done(self, error: KvnodeError | None) -> None:
+        """Completion of a journal call that nothing waits for."""
+        if error is not None:
+            self.fail_disk(error)
+
+    def _callback_failed(self, error: BaseException) -> None:
+        self.trace("completion_failed", {"error": repr(error)})
+
+    # -- who we are ---------------------------------------------------------------------------------
+
+    @property
+    def cluster_id(self) -> str:
+        """Empty before the node belongs to a cluster."""
+        return self.identity.record.cluster_id
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node leads."""
+        return self.raft.role is Role.LEADER
+
+    def own_member(self) -> Member:
+        """This node as a member."""
+        hello = self.transport.hello
+        return Member(hello.node_id, hello.name, hello.address)
+
+    def found_cluster(self, members: tuple[Member, ...], then: Callable[[], None]) -> None:
+        """Write the first entry of a new cluster: its membership (RC-55)."""
+        assert self.formation.is_empty, "only an empty node founds a cluster"
+        voters = frozenset(member.node_id for member in members)
+        data = Membership(voters=voters, members=tuple(sorted(members))).encode()
+        entry = Entry(Index(1), FIRST_TERM, EntryKind.MEMBERSHIP, data)
+        hard_state = HardState(FIRST_TERM, None)
+
+        def saved(error: KvnodeError | None) -> None:
+            if error is not None:
+                self.fail_disk(error)
+                return
+            base = LogBase(ZERO, Membership())
+            self.raft = self._make_raft(hard_state, base, [entry], Index(0))
+            self.trace("cluster_founded", {"term": FIRST_TERM, "index": 1, "voters": len(voters)})
+            then()
+            self.raft.campaign()
+            self.wake()
+
+        self.journal.save(hard_state, [entry], saved)
+
+    def belong(self, cluster_id: str) -> None:
+        """The identity says durably that this node belongs to ``cluster_id``."""
+        self.transport.hello = self.transport.hello._replace(cluster_id=cluster_id)
+        self.state, self.reason = "running", ""
+        self.trace("cluster_joined", {"cluster": cluster_id, "term": self.raft.term})
+        self.refresh_peers()
+        self.wake()
+
+    def _is_removed(self, node_id: NodeId) -> bool:
+        membership = self.raft.membership
+        return node_id in membership.removed and membership.member(node_id) is None
+
+    # -- time ---------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if self.stopped:
+            return
+        self.scheduler.call_later(self.settings.tick_s, self._tick)
+        self._ticks += 1
+        self.raft.tick()
+        now = self.scheduler.time()
+        if self._ticks % SWEEP_TICKS == 0:
+            self.desk.sweep(now)
+            self._sweep_watched(now)
+            self._look_for_peers(now)
+            self._learn_catch_up()
+        if self._ticks % (4 * SWEEP_TICKS) == 0 and self.cluster_id:
+            self._guarded(self.upkeep.run, now)
+            self._guarded(self.steward.run, now)
+        self.wake()
+
+    def _guarded(self, job: Callable[[float], None], now: float) -> None:
+        try:
+            job(now)
+        except MustStop as error:
+            self.fail(error)
+
+    def _learn_catch_up(self) -> None:
+        """Once, after the start: how far is the cluster? Ready means that we got there."""
+        if self.catch_up_index or self._catching_up or self.raft.leader_id is None:
+            return
+        self._catching_up = True
+
+        def known(view: ReadView | None, _error: KvnodeError | None) -> None:
+            self._catching_up = False
+            if view is not None:
+                self.catch_up_index = Index(max(1, self.store.applied_index))
+
+        self.read(Consistency.CONSISTENT, known)
+
+    def _look_for_peers(self, now: float) -> None:
+        """While a member cannot be reached, ask discovery for more addresses (RC-53)."""
+        if self._looking or now < self._next_look or not self.cluster_id:
+            return
+        if all(self.transport.connected().get(node) for node in self._peers) and self._peers:
+            return
+        if not self.settings.has_discovery:
+            return
+        self._looking = True
+
+        def found(addresses: list[str] | None, _error: KvnodeError | None) -> None:
+            self._looking = False
+            pause = self.settings.discovery_interval_s * (1 + 2 * self.rng.random())
+            self._next_look = self.scheduler.time() + pause
+            if addresses and not self.stopped:
+                self.book.seeds = list(addresses)
+                self.refresh_peers()
+
+        self.discover(found)
+
+    def refresh_peers(self) -> None:
+        """Tell the transport whom to stay connected with, and where they may be found."""
+        membership = self.raft.membership
+        wanted = set(membership.voters | membership.learners)
+        pledge = self.formation.pledge
+        if pledge is not None:
+            wanted |= {member.node_id for member in pledge.members}
+            membership = Membership(members=pledge.members)
+        elif self.raft.id not in wanted:
+            # A learner that knows no membership yet answers whoever greets it from its cluster.
+            wanted |= {hello.node_id for hello in self.contact.greeters(self.cluster_id)}
+        wanted.discard(self.raft.id)
+        peers = {node: self.book.candidates(node, membership) for node in sorted(wanted)}
+        if peers != self._peers:
+            self._peers = peers
+            self.transport.set_peers(peers)
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def write(self, command: Command, done: Done[Result]) -> None:
+        """Replicate one command; see ``ReplicaFacade.write``."""
+        self.take_write(command, encode(command), done, hopped=False)
+
+    def take_write(
+        self, command: Command, data: bytes, done: Done[Result], *, hopped: bool
+    ) -> None:
+        """Queue a write for this turn."""
+        deadline = self.scheduler.time() + self.settings.leader_wait_s
+        self._admit(WriteRequest(command, data, done, deadline, hopped=hopped))
+
+    def read(self, consistency: Consistency, done: Done[ReadView]) -> None:
+        """Wait until the store may be read; see ``ReplicaFacade.read``."""
+        if consistency is Consistency.STALE:
+            view = ReadView(self.raft.leader_id is not None, self.contact.age_ms(self.is_leader))
+            self.scheduler.call_soon(done, view, None)
+        else:
+            self.take_read(done, hopped=False)
+
+    def take_read(self, done: Done[Any], *, hopped: bool) -> None:
+        """Queue a linearizable read (or a peer's question for a read index) for this turn."""
+        deadline = self.scheduler.time() + self.settings.leader_wait_s
+        self._admit(ReadRequest(done, deadline, hopped=hopped))
+
+    def _admit(self, request: WriteRequest | ReadRequest) -> None:
+        if self.stopped:
+            error: KvnodeError = NoLeader("this node is stopping")
+            self.scheduler.call_soon(request.done, None, error)
+            return
+        try:
+            self.desk.admit(request)
+        except Overloaded as overloaded:
+            self.scheduler.call_soon(request.done, None, overloaded)
+            return
+        self.wake()
+
+    def ask_leader(self, method: str, payload: Any, done: Done[Any]) -> None:
+        """Ask the leader, one hop."""
+        leader = self.raft.leader_id
+        if leader is None or leader == self.raft.id:
+            self.scheduler.call_soon(done, None, NoLeader("No cluster leader"))
+            return
+        self.transport.request(leader, method, payload, self.settings.leader_wait_s, done)
+
+    def remove_member(self, node_id: NodeId, done: Done[Any]) -> None:
+        """Remove a member, through the leader. A leader that removes itself hands over first."""
+        if self.is_leader and node_id == self.raft.id and len(self.raft.membership.voters) > 1:
+            self.transfer_here(
+                None, lambda _value, _error: self.ask_leader("remove", node_id, done)
+            )
+        elif self.is_leader:
+            self.steward.remove(node_id, done)
+        else:
+            self.ask_leader("remove", node_id, done)
+
+    def transfer_leadership(self, target: NodeId | None, done: Done[Any]) -> None:
+        """Hand leadership over, wherever it is now."""
+        if self.is_leader:
+            self.transfer_here(target, done)
+        else:
+            self.ask_leader("transfer", target or "", done)
+
+    def transfer_here(self, target: NodeId | None, done: Done[Any]) -> None:
+        """This node, as the leader, hands over; answers once somebody else leads."""
+        raft = self.raft
+        if not self.is_leader:
+            self.scheduler.call_soon(done, None, NotLeader(raft.leader_id))
+            return
+        others = [n for n in sorted(raft.membership.voters & raft.reachable()) if n != raft.id]
+        if target is None and others:
+            target = max(others, key=raft.match_index)
+        if target is None or target not in raft.membership.voters or target == raft.id:
+            error = MembershipRefused("there is no other voter to hand leadership to")
+            self.scheduler.call_soon(done, None, error)
+            return
+        raft.transfer_leadership(target)
+        self._await_successor(raft.term, done)
+        self.wake()
+
+    def _await_successor(self, term: Term, done: Done[Any]) -> None:
+        raft = self.raft
+        if raft.term > term and raft.leader_id is not None:
+            done(raft.leader_id, None)
+        elif self.stopped or (self.is_leader and raft.term == term and not raft.is_transferring):
+            done(None, Timeout("leadership was not taken over in time", took_effect="no"))
+        else:
+            self.scheduler.call_later(self.settings.tick_s, self._await_successor, term, done)
+
+    def pods(self, addresses: tuple[str, ...], done: Done[list[PodStatus]]) -> None:
+        """Ask every pod for its state."""
+        pods.ask(self, addresses, done)
+
+    def status(self) -> Status:
+        """This node's state."""
+        return describe(self)
+
+    def when_committed(
+        self, position: LogId, timeout_s: float, done: Callable[[KvnodeError | None], None]
+    ) -> None:
+        """Answer when the entry at ``position`` is committed, or certainly will not be."""
+        self._watched.append((position, self.scheduler.time() + timeout_s, done))
+
+    def _sweep_watched(self, now: float) -> None:
+        if not self._watched:
+            return
+        log, open_ones = self.raft.log, self._watched
+        self._watched = []
+        for item in open_ones:
+            position, deadline, done = item
+            term = log.term_at(position.index)
+            if position.index <= log.commit_index and term in (position.term, None):
+                done(None)
+            elif term is not None and term != position.term:
+                done(LeadershipLost("leadership lost while committing log", took_effect="no"))
+            elif now >= deadline:
+                done(Timeout("the change was not committed in time", took_effect="unknown"))
+            else:
+                self._watched.append(item)
+
+    # -- the turn -----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Make sure that a turn comes."""
+        if not self._turn_due and not self.stopped:
+            self._turn_due = True
+            self.scheduler.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        if self.stopped:
+            return
+        try:
+            self._flush_desk()
+            self._drain()
+            self._send_outbox()
+            self._notice_changes()
+        except MustStop as error:
+            self.fail(error)
+
+    def _drain(self) -> None:
+        while not self.stopped and self.raft.has_ready(apply=not self.receiver.loading):
+            self._handle(self.raft.ready(apply=not self.receiver.loading))
+
+    def _flush_desk(self) -> None:
+        """Give the core, or the leader, everything that waits."""
+        desk, raft = self.desk, self.raft
+        if not (desk.writes or desk.reads):
+            return
+        if self.is_leader and not raft.is_transferring:
+            if desk.writes:
+                self._propose()
+            while desk.reads:
+                raft.read_index(desk.reads.popleft())
+            return
+        leader = raft.leader_id if not self.is_leader else None
+        desk.fail_hopped(lambda: NotLeader(leader))
+        if leader is not None and self.transport.connected().get(leader):
+            self.forwarder.flush(leader)
+
+    def _propose(self) -> None:
+        desk = self.desk
+        batch = list(desk.writes)
+        desk.writes.clear()
+        try:
+            last = self.raft.propose([request.data for request in batch])
+        except Overloaded as error:
+            for request in batch:
+                desk.finish(request, None, error)
+            return
+        deadline = self.scheduler.time() + self.settings.request_timeout_s
+        first = last.index - len(batch) + 1
+        for offset, request in enumerate(batch):
+            request.deadline = deadline
+            desk.proposed(Index(first + offset), last.term, request)
+
+    def _handle(self, ready: Ready) -> None:
+        """Save, send, apply, answer: the contract of ``raft.rawnode``."""
+        if ready.snapshot is not None:
+            base = LogBase(ready.snapshot.last, ready.snapshot.membership)
+            self.journal.reset(base, self.journal_done)
+        if ready.needs_disk:
+            self.journal.save(
+                ready.hard_state, ready.entries, lambda error: self._saved(ready, error)
+            )
+        for message in ready.messages:
+            self._post(message)
+        if ready.snapshot is not None:
+            self.desk.skipped_to(ready.snapshot.last.index)
+            self.receiver.accepted(ready.snapshot)
+            self.refresh_peers()
+        if ready.committed:
+            self._apply(ready.committed)
+        for index, reads in ready.reads:
+            self._confirmed(index, reads)
+        for read in ready.failed_reads:
+            # Leadership was lost: ask the next leader, until the deadline (RC-32).
+            self.desk.reads.append(read)  # type: ignore[arg-type]  # the core only carries them
+        if ready.failed_reads:
+            self.wake()
+
+    def _saved(self, ready: Ready, error: KvnodeError | None) -> None:
+        """The journal has made a ``Ready`` durable: what depended on it may leave."""
+        if self.stopped:
+            return
+        if error is not None:
+            self.fail_disk(error)
+            return
+        for message in self.raft.advance(ready):
+            self._post(message)
+        self.wake()
+
+    def _apply(self, committed: Sequence[Entry]) -> None:
+        desk, store = self.desk, self.store
+        batch: list[tuple[int, Command | None]] = []
+        membership_changed = False
+        for index, term, kind, data in committed:
+            if kind == EntryKind.COMMAND:
+                own = desk.at(index, term) if desk.has_proposed else None
+                batch.append((index, own.command if own is not None else decode(data)))
+            else:
+                batch.append((index, None))
+                membership_changed |= kind == EntryKind.MEMBERSHIP
+        results = store.apply_batch(batch)
+        if desk.has_proposed:
+            for entry, result in zip(committed, results, strict=True):
+                desk.applied(entry.index, entry.term, result)
+        self._release_reads()
+        if membership_changed:
+            self.refresh_peers()
+        if self._watched:
+            self._sweep_watched(self.scheduler.time())
+        if self.is_leader and not self._spread_due:
+            self._spread_due = True
+            self.scheduler.call_later(self.settings.commit_spread_s, self._spread_commit)
+
+    def _spread_commit(self) -> None:
+        self._spread_due = False
+        if self.is_leader and not self.stopped:
+            self.raft.spread_commit()
+            self.wake()
+
+    def _confirmed(self, index: Index, reads: list[object]) -> None:
+        for read in reads:
+            assert isinstance(read, ReadRequest)
+            if read.hopped:
+                self.desk.finish(read, index)
+            else:
+                self.desk.park(index, read)
+        self._release_reads()
+
+    def _release_reads(self) -> None:
+        if self.receiver.loading:
+            return
+        for read in self.desk.release(Index(self.store.applied_index)):
+            self.desk.finish(read, LINEARIZABLE)
+
+    def _post(self, message: Message) -> None:
+        if isinstance(message, InstallSnapshot):
+            self.sender.start(message)
+        else:
+            self._outbox.setdefault(message.to, []).append(message)
+
+    def _send_outbox(self) -> None:
+        if self._outbox:
+            outbox, self._outbox = self._outbox, {}
+            for node, messages in outbox.items():
+                self.transport.send(node, messages)
+
+    def _notice_changes(self) -> None:
+        """Look at what the turn changed in who leads."""
+        raft = self.raft
+        known = (raft.role, raft.term, raft.leader_id)
+        if known != self._known:
+            self._known = known
+            self.contact.leader_known(raft.leader_id is not None)
+            if raft.leader_id is not None:
+                self.trace("leader_known", {"term": raft.term, "leader": raft.leader_id})
+            self.refresh_peers()
+        if self.desk.writes or self.desk.reads:
+            self._flush_waiting()
+
+    def _flush_waiting(self) -> None:
+        """Requests stayed behind: they go out as soon as there is somebody to take them."""
+        if self.is_leader and not self.raft.is_transferring:
+            self.wake()
+
+    # -- called by the transport ----------------------------------------------------------------------
+
+    def on_messages(self, sender: Hello, messages: Sequence[Message]) -> None:
+        """Raft messages from a peer of our cluster."""
+        if self.stopped or not self.cluster_id:
+            return
+        try:
+            for message in messages:
+                if not isinstance(message, InstallSnapshot):
+                    self.raft.step(message)
+        except MustStop as error:
+            self.fail(error)
+            return
+        if sender.node_id == self.raft.leader_id:
+            self.contact.heard()
+        self.wake()
+
+    def step_snapshot(self, message: InstallSnapshot) -> None:
+        """A whole snapshot is durable here: the core decides at once."""
+        try:
+            self.raft.step(message)
+        except MustStop as error:
+            self.fail(error)
+            return
+        self._turn()
+
+    def report_snapshot(self, node: NodeId, reached: Index | None) -> None:
+        """A stream to a follower ended."""
+        self.raft.report_snapshot(node, reached)
+        self.wake()
+
+    def on_request(
+        self,
+        sender: Hello,
+        method: str,
+        payload: Any,
+        reply: Callable[[Any], None],
+        fail: Callable[[KvnodeError], None],
+    ) -> None:
+        """A peer asks something."""
+        if self.stopped:
+            fail(NoLeader("this node is stopping"))
+        else:
+            self._service.handle(sender, method, payload, reply, fail)
+
+    def on_peer_hello(self, sender: Hello) -> None:
+        """A peer introduced itself."""
+        if self.stopped:
+            return
+        news = self.book.learn(sender)
+        if sender.cluster_id and sender.cluster_id == self.cluster_id:
+            self.contact.greeted(sender)
+        self.formation.greeted(sender)
+        if news:
+            self.refresh_peers()
+        self.wake()
+
+    def on_unreachable(self, node_id: NodeId) -> None:
+        """The connection to a member broke."""
+        self.raft.report_unreachable(node_id)
+        self.wake()
+
+    def accepts_cluster(self, sender: Hello) -> bool:
+        """Raft messages are taken only once the cluster id is durable here; see ``formation``."""
+        return False
+
+    def on_removed(self) -> None:
+        """A member of our cluster says that this incarnation was removed (RC-47)."""
+        if self.stopped or self.state == "removed":
+            return
+        served = bool(self.catch_up_index)
+        self.state, self.reason = "removed", "the cluster removed this node"
+        self.trace("removed_from_cluster", {"term": self.raft.term})
+
+        def marked(error: KvnodeError | None) -> None:
+            if error is not None:
+                self.fail_disk(error)
+                return
+            text = "the cluster removed this node; its data is set aside at the next start"
+            self.desk.fail_all()
+            self.fail(Removed(text, served=served))
+
+        self.identity.set_aside(marked)
+
+    def on_snapshot_begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:
+        """A peer wants to stream a snapshot."""
+        return (
+            not self.stopped and bool(self.cluster_id) and self.receiver.begin(sender, term, meta)
+        )
+
+    def on_snapshot_chunk(
+        self, sender: Hello, chunk: bytes, done: Callable[[KvnodeError | None], None]
+    ) -> None:
+        """One chunk of it."""
+        self.receiver.chunk(chunk, done)
+
+    def on_snapshot_end(
+        self, sender: Hello, ok: bool, done: Callable[[KvnodeError | None], None]
+    ) -> None:
+        """Its end."""
+        self.receiver.end(ok, done)

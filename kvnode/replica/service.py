@@ -1,0 +1,123 @@
+"""What peers may ask of this node: one table of methods, everything from outside checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kvnode.errors import KvnodeError, NotLeader, RemoteProtocolError
+from kvnode.ports import Hello
+from kvnode.raft.types import Member, NodeId
+from kvnode.replica import pods
+from kvnode.replica.forwarding import serve_writes
+
+if TYPE_CHECKING:
+    from kvnode.replica.replica import Replica
+
+Reply = Callable[[Any], None]
+Fail = Callable[[KvnodeError], None]
+
+MEMBERS_ONLY = frozenset({"write", "read_index", "remove", "transfer", "join_hop"})
+"""Methods that only a node of the same cluster may ask for."""
+
+
+class Service:
+    """Answers peers' requests."""
+
+    def __init__(self, replica: Replica) -> None:
+        """Serve for ``replica``."""
+        self._replica = replica
+        self._methods: dict[str, Callable[[Hello, Any, Reply, Fail], None]] = {
+            "who": self._who,
+            "pledge": self._pledge,
+            "join": self._join,
+            "join_hop": self._join_hop,
+            "write": self._write,
+            "read_index": self._read_index,
+            "remove": self._remove,
+            "transfer": self._transfer,
+            "pod": self._pod,
+            "digest": self._digest,
+        }
+
+    def handle(self, sender: Hello, method: str, payload: Any, reply: Reply, fail: Fail) -> None:
+        """Answer one request, now or later, exactly once."""
+        cluster_id = self._replica.cluster_id
+        handler = self._methods.get(method)
+        if handler is None:
+            fail(RemoteProtocolError(f"unknown method {method!r}"))
+        elif method in MEMBERS_ONLY and (not cluster_id or sender.cluster_id != cluster_id):
+            fail(NotLeader(None))
+        else:
+            handler(sender, payload, reply, fail)
+
+    # -- open to everybody ----------------------------------------------------------------------------
+
+    def _who(self, _sender: Hello, _payload: Any, reply: Reply, _fail: Fail) -> None:
+        formation = self._replica.formation
+        pledge = formation.pledge
+        reply([formation.is_empty, pledge.cluster_id if pledge else ""])
+
+    def _pledge(self, sender: Hello, payload: Any, reply: Reply, _fail: Fail) -> None:
+        self._replica.formation.take_pledge(sender, payload, reply)
+
+    def _pod(self, _sender: Hello, _payload: Any, reply: Reply, _fail: Fail) -> None:
+        reply(pods.describe(self._replica))
+
+    def _digest(self, _sender: Hello, payload: Any, reply: Reply, _fail: Fail) -> None:
+        index = payload if type(payload) is int else -1
+        reply(self._replica.store.digest_at(index) or "")
+
+    def _join(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        """A node wants in. Whoever it asks passes it on to the leader, one hop."""
+        replica = self._replica
+        member = _parse_member(payload)
+        if member is None:
+            fail(RemoteProtocolError("a join request has the wrong form"))
+        elif replica.is_leader:
+            replica.steward.join(member, _answer(reply, fail))
+        else:
+            replica.ask_leader("join_hop", list(member), _answer(reply, fail))
+
+    # -- members only -----------------------------------------------------------------------------------
+
+    def _join_hop(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        member = _parse_member(payload)
+        if member is None:
+            fail(RemoteProtocolError("a join request has the wrong form"))
+        else:
+            self._replica.steward.join(member, _answer(reply, fail))
+
+    def _write(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        serve_writes(self._replica, payload, reply, fail)
+
+    def _read_index(self, _sender: Hello, _payload: Any, reply: Reply, fail: Fail) -> None:
+        self._replica.take_read(_answer(reply, fail), hopped=True)
+
+    def _remove(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        self._replica.steward.remove(NodeId(str(payload)), _answer(reply, fail))
+
+    def _transfer(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        target = NodeId(payload) if isinstance(payload, str) and payload else None
+        self._replica.transfer_here(target, _answer(reply, fail))
+
+
+def _answer(reply: Reply, fail: Fail) -> Callable[[Any, KvnodeError | None], None]:
+    def done(value: Any, error: KvnodeError | None) -> None:
+        if error is None:
+            reply(value)
+        else:
+            fail(error)
+
+    return done
+
+
+def _parse_member(payload: Any) -> Member | None:
+    if (
+        isinstance(payload, (list, tuple))
+        and len(payload) == 3
+        and all(isinstance(part, str) and 0 < len(part) <= 512 for part in payload)
+    ):
+        node_id, name, address = payload
+        return Member(NodeId(node_id), name, address)
+    return None

@@ -1,0 +1,53 @@
+"""Settings of the driver, in the units that it uses. ``kvnode.config`` maps the operator's to these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSettings:
+    """All bounds are per node."""
+
+    tick_s: float = 0.05
+    """Length of the core's unit of time, seconds."""
+    election_ticks: int = 20
+    """Election time-outs are drawn from [election_ticks, 2 * election_ticks)."""
+    heartbeat_ticks: int = 2
+    expect: int = 0
+    """``--bootstrap-expect``; 0: never bootstrap, only join."""
+    has_discovery: bool = True
+    """Whether there is anywhere to look for peers; without, a cluster of one starts at once."""
+
+    leader_wait_s: float = 7.0
+    """How long a request is held while no leader is known, as Consul does (spec §3)."""
+    request_timeout_s: float = 10.0
+    """How long a forwarded request, or a write in the log, may take before its outcome is unknown."""
+    waiting_requests_max: int = 20_000
+    waiting_bytes_max: int = 64 << 20
+    """Requests that wait for a leader or for this turn's batch (RC-67)."""
+    forward_batch_bytes_max: int = 2 << 20
+    """Writes in one forwarded frame."""
+    uncommitted_bytes_max: int = 64 << 20
+    command_bytes_max: int = 4 << 20
+    """Largest command taken from a peer."""
+
+    log_entries_max: int = 20_000
+    log_bytes_max: int = 32 << 20
+    """The retained log is compacted when it outgrows either; half is kept for slow followers."""
+    snapshot_hold_s: float = 60.0
+    """How long a snapshot stream may hold compaction back (RC-39)."""
+    snapshot_timeout_s: float = 600.0
+
+    discovery_interval_s: float = 1.0
+    """Pause between rounds of looking for peers, while somebody is missing."""
+    promote_lag_entries: int = 200
+    promote_stable_s: float = 1.0
+    """A learner is promoted once it has stayed within this lag for this long (RC-44)."""
+    commit_spread_s: float = 0.01
+    """How soon followers learn a commit index that no other message carries."""
+    grave_age_s: float = 900.0
+    grave_interval_s: float = 30.0
+    """Tombstones are reaped after this age, in steps of the interval (spec §2.3)."""
+    stop_wait_s: float = 3.0
+    """How long a stopping leader waits for its successor."""
