@@ -8,7 +8,6 @@ from kvnode.errors import CorruptLog
 from kvnode.store.records import (
     DIGEST_MASK,
     GRAVE_ORDER,
-    GRAVES,
     KV,
     MARK_BYTES,
     MARKED,
@@ -113,5 +112,3 @@ class _Audit:
             self.problems.append(
                 f"the rows add up to {self._digest & DIGEST_MASK:032x}, not {meta.digest:032x}"
             )
-        if self._rows[GRAVES] > len(self._graves):
-            self.problems.append("a tombstone was counted twice")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvnode.errors import BadRequest
+
 
 class KvSet(NamedTuple):
     """Set a key (Consul kv API, PUT). Result: True, or False when ``cas`` did not match."""
@@ -67,3 +69,39 @@ class Result(NamedTuple):
     modify_index: int = 0
     """``KvSet`` that answered True: the key's ModifyIndex afterwards; lower than ``index`` when
     the write was identical and changed nothing (spec §2.1)."""
+
+
+UINT64_MAX = (1 << 64) - 1
+
+
+def check_command(command: object) -> None:
+    """Refuse a command that no node could apply, before it is proposed.
+
+    An entry that cannot be applied stops every node for good, so whoever appends looks first. Limits
+    on the length of keys and values are settings and are judged by whoever has them.
+
+    Raises:
+        BadRequest: A field is of the wrong type or out of its range.
+    """
+    match command:
+        case KvSet(key, value, flags, cas):
+            sound = _is_bytes(key) and _is_bytes(value) and _is_uint64(flags)
+            sound = sound and (cas is None or _is_uint64(cas))
+        case KvDelete(key, cas):
+            sound = _is_bytes(key) and (cas is None or _is_uint64(cas))
+        case KvDeleteTree(prefix):
+            sound = _is_bytes(prefix)
+        case ReapGraves(upto):
+            sound = _is_uint64(upto)
+        case _:
+            sound = False
+    if not sound:
+        raise BadRequest(f"no node could apply {command!r:.200}")
+
+
+def _is_bytes(value: object) -> bool:
+    return type(value) is bytes
+
+
+def _is_uint64(value: object) -> bool:
+    return type(value) is int and 0 <= value <= UINT64_MAX
