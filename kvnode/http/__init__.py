@@ -12,7 +12,7 @@ How it is built
 
     bytes ─► fast.py  (lean shell: GET PUT POST DELETE of the KV routes)  ─┐
         │                                                                  ├─► kv.parse ─► kv.start ─► replica
-        └──► app.py   (aiohttp shell: every route, every odd request) ─► router ─► handlers ──────────► replica
+        └──► app.py   (aiohttp shell: every route, any odd request) ─► router ─► handlers ───────────► replica
 
 ``kv`` holds the KV routes as plain functions with call-backs, so both shells give the same answer to
 the byte. ``errors`` turns every error into an answer, in one place. ``golang`` and ``paths`` hold the

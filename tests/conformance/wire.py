@@ -1,0 +1,126 @@
+"""A client that sends exactly what a test says: no normalised paths, no clever headers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+
+class Answer(NamedTuple):
+    """One response, as it came over the wire."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case."""
+    body: bytes
+    names: tuple[str, ...] = ()
+    """Header names as written."""
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def index(self) -> int:
+        return int(self.headers["x-consul-index"])
+
+
+async def read_answer(reader: asyncio.StreamReader, *, head_only: bool = False) -> Answer:
+    """Read one response; skips 100 Continue."""
+    while True:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        status_line, *lines = head[:-4].split("\r\n")
+        status = int(status_line.split(" ")[1])
+        if status != 100:
+            break
+    pairs = [line.split(": ", 1) for line in lines]
+    headers = {name.lower(): value for name, value in pairs}
+    assert len(headers) == len(pairs), f"a header was sent twice: {pairs}"
+    body = b""
+    if not head_only and status not in {204, 304}:
+        if headers.get("transfer-encoding") == "chunked":
+            while size := int((await reader.readline()).strip(), 16):
+                body += await reader.readexactly(size)
+                await reader.readline()
+            await reader.readline()
+        else:
+            body = await reader.readexactly(int(headers["content-length"]))
+    return Answer(status, headers, body, tuple(name for name, _ in pairs))
+
+
+class Wire:
+    """Requests to one node, over one kept connection that is made again when it was closed."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self.host, self.port)
+
+    async def __call__(
+        self,
+        method: str,
+        target: str | bytes,
+        body: bytes | str = b"",
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        raw = target if isinstance(target, bytes) else target.encode()
+        content = body.encode() if isinstance(body, str) else body
+        sent = {"Host": f"{self.host}:{self.port}", **(headers or {})}
+        if content or method in {"PUT", "POST"}:
+            sent.setdefault("Content-Length", str(len(content)))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items()).encode()
+        message = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method.encode(), raw, lines, content)
+        if self._streams is None:
+            self._streams = await self.connect()
+        reader, writer = self._streams
+        writer.write(message)
+        answer = await read_answer(reader, head_only=method == "HEAD")
+        if answer.headers.get("connection") == "close":
+            await self.close()
+        return answer
+
+    async def close(self) -> None:
+        if self._streams is not None:
+            writer = self._streams[1]
+            self._streams = None
+            writer.close()
+            try:
+                await writer.wait_closed()
+            except ConnectionError:
+                pass
+
+
+class Kv:
+    """The KV route below a prefix of the test's own, so that tests can share a cluster."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.prefix = f"t{uuid.uuid4().hex[:12]}/"
+
+    def path(self, key: str, query: str = "") -> str:
+        return f"/v1/kv/{self.prefix}{quote(key, safe='/')}" + (f"?{query}" if query else "")
+
+    async def get(self, key: str, query: str = "") -> Answer:
+        return await self.wire("GET", self.path(key, query))
+
+    async def put(self, key: str, value: bytes | str = b"", query: str = "") -> Answer:
+        return await self.wire("PUT", self.path(key, query), value)
+
+    async def delete(self, key: str, query: str = "") -> Answer:
+        return await self.wire("DELETE", self.path(key, query))
+
+    async def entry(self, key: str) -> dict[str, Any]:
+        answer = await self.get(key)
+        assert answer.status == 200, answer
+        (entry,) = answer.json
+        return dict(entry)
