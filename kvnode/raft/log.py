@@ -8,7 +8,9 @@ Everything that is retained is held in memory; the driver bounds it by compactio
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import attrgetter
 
 from kvnode.errors import InvariantBroken
 from kvnode.raft.types import Entry, EntryKind, Index, LogId, Membership, Term
@@ -113,13 +115,15 @@ class RaftLog:
         """Entries in ``[start, stop)``, cut at ``bytes_max`` but never to less than one entry."""
         assert self.first_index <= start <= stop <= self.last_index + 1, (start, stop)
         low = start - self.base.index - 1
-        chosen = self._entries[low : low + (stop - start)]
+        high = low + (stop - start)
         size = 0
-        for position, entry in enumerate(chosen):
-            size += len(entry.data) + ENTRY_OVERHEAD
-            if size > bytes_max and position > 0:
-                return tuple(chosen[:position])
-        return tuple(chosen)
+        # Measured before it is copied: a follower far behind asks for one small part after another.
+        for position in range(low, high):
+            size += len(self._entries[position].data) + ENTRY_OVERHEAD
+            if size > bytes_max and position > low:
+                high = position
+                break
+        return tuple(self._entries[low:high])
 
     def bytes_after(self, index: Index) -> int:
         """Bytes of all entries after ``index``."""
@@ -129,16 +133,12 @@ class RaftLog:
     def find_conflict(self, index: Index, term: Term) -> LogId:
         """Return the last position at or before ``index`` whose term is not above ``term``.
 
-        Where a leader and a follower may still agree (RC-26). Never below the base.
+        Where a leader and a follower may still agree (RC-26). Never below the base. Terms never fall
+        along a log, so it is bisected.
         """
-        index = min(index, self.last_index)
-        while index > self.base.index:
-            found = self.term_at(index)
-            assert found is not None
-            if found <= term:
-                return LogId(index, found)
-            index = Index(index - 1)
-        return self.base
+        high = max(0, min(index, self.last_index) - self.base.index)
+        count = bisect_right(self._entries, term, 0, high, key=attrgetter("term"))
+        return self._entries[count - 1].id if count else self.base
 
     # -- changing -----------------------------------------------------------------------------
 
