@@ -25,6 +25,7 @@ class Progress:
     """One follower, seen by the leader. Constant memory, however slow the follower is."""
 
     __slots__ = (
+        "answered",
         "commit_sent",
         "heard_tick",
         "inflight",
@@ -32,6 +33,7 @@ class Progress:
         "match_index",
         "next_index",
         "probe_sent",
+        "probe_tick",
         "read_round",
         "snapshot_index",
         "state",
@@ -45,11 +47,15 @@ class Progress:
         """First index to send next; always above ``match_index``."""
         self.state = ProgressState.PROBE
         self.probe_sent = False
+        self.probe_tick = 0
+        """The leader's tick at which it last probed; a probe is repeated once per heartbeat interval."""
         self.inflight: deque[tuple[Index, int]] = deque()
         """(last index, bytes) of each AppendEntries under way, while replicating."""
         self.inflight_bytes = 0
         self.heard_tick = tick
         """The leader's tick at which it last heard from the follower (RC-17)."""
+        self.answered = False
+        """Whether it was heard at all by this leader; until then ``heard_tick`` is only credit."""
         self.read_round = 0
         """Highest read round that it confirmed in this term."""
         self.snapshot_index = Index(0)
@@ -67,7 +73,12 @@ class Progress:
             case ProgressState.SNAPSHOT:
                 return True
 
-    def sent(self, last_index: Index, size: int, count: int) -> None:
+    def heard(self, tick: int) -> None:
+        """A message of the leader's term came from it."""
+        self.heard_tick = tick
+        self.answered = True
+
+    def sent(self, last_index: Index, size: int, count: int, tick: int) -> None:
         """Account for an AppendEntries with ``count`` entries that ends in ``last_index``."""
         if self.state is ProgressState.REPLICATE:
             if count:
@@ -75,7 +86,20 @@ class Progress:
                 self.inflight.append((last_index, size))
                 self.inflight_bytes += size
         else:
-            self.probe_sent = True
+            self.await_answer(tick)
+
+    def await_answer(self, tick: int) -> None:
+        """Send no probe before an answer, or a heartbeat interval later (see ``retry_probe``)."""
+        self.probe_sent = True
+        self.probe_tick = tick
+
+    def retry_probe(self, tick: int, interval: int) -> None:
+        """A sign of life: the probe may have been lost.
+
+        Not at each sign, since read rounds bring many, and a probe can carry a megabyte.
+        """
+        if tick - self.probe_tick >= interval:
+            self.probe_sent = False
 
     def acknowledged(self, index: Index) -> bool:
         """The follower holds everything up to ``index``. Returns whether that was news."""
@@ -94,9 +118,9 @@ class Progress:
         Returns:
             False when the refusal is stale and must be ignored (RC-26).
         """
+        if prev_index <= self.match_index:
+            return False  # It holds that entry durably, so this was said before it did.
         if self.state is ProgressState.REPLICATE:
-            if prev_index <= self.match_index:
-                return False
             self.become_probe()
             return True
         if self.next_index - 1 != prev_index:

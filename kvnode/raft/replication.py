@@ -59,7 +59,7 @@ def _send_append(core: Core, node: NodeId, progress: Progress) -> bool:
         AppendEntries(core.id, node, core.term, LogId(prev_index, prev_term), entries, commit)
     )
     last = entries[-1].index if entries else prev_index
-    progress.sent(last, sum(map(entry_bytes, entries)), len(entries))
+    progress.sent(last, sum(map(entry_bytes, entries)), len(entries), core.tick_count)
     progress.commit_sent = min(commit, last)
     return bool(entries)
 
@@ -83,7 +83,8 @@ def report_snapshot(core: Core, node: NodeId, reached: Index | None) -> None:
     progress.snapshot_index = reached if reached is not None else Index(0)
     progress.become_probe()
     # After a failure wait for a sign of life: a follower that refuses snapshots is not hammered.
-    progress.probe_sent = reached is None
+    if reached is None:
+        progress.await_answer(core.tick_count)
 
 
 def report_unreachable(core: Core, node: NodeId) -> None:
@@ -118,10 +119,13 @@ def handle_append_reply(core: Core, message: AppendEntriesReply) -> None:
     progress = core.progress.get(message.sender)
     if progress is None:
         return
-    progress.heard_tick = core.tick_count
+    progress.heard(core.tick_count)
     if message.rejected:
-        hint = core.log.find_conflict(message.match_index, message.hint_term)
-        if progress.refused(message.prev_index, Index(hint.index + 1)):
+        hint = message.match_index
+        if hint > core.log.base.index:
+            hint = core.log.find_conflict(hint, message.hint_term).index
+        # A hint from before our log leads straight to a snapshot.
+        if progress.refused(message.prev_index, Index(hint + 1)):
             _send_append(core, message.sender, progress)
         return
     if message.match_index > core.log.last_index:
@@ -141,9 +145,9 @@ def handle_heartbeat_reply(core: Core, message: HeartbeatReply) -> None:
     progress = core.progress.get(message.sender)
     if progress is None:
         return
-    progress.heard_tick = core.tick_count
+    progress.heard(core.tick_count)
     progress.read_round = max(progress.read_round, message.read_round)
-    progress.probe_sent = False
+    progress.retry_probe(core.tick_count, core.config.heartbeat_ticks)
     if progress.match_index < core.log.last_index and not progress.inflight:
         _send_append(core, message.sender, progress)
 
