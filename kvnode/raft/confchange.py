@@ -58,7 +58,7 @@ def _guard(core: Core, new: Membership) -> None:
         raise MembershipRefused("every member needs a record")
     if (new.voters | new.learners) & frozenset(old.removed):
         raise MembershipRefused("a removed incarnation cannot come back")
-    if old.voters != new.voters and not has_majority(new.voters, election.reachable(core)):
+    if old.voters != new.voters and not has_majority(new.voters, election.answering(core)):
         # RC-45: never change into a membership that cannot commit anything.
         raise MembershipRefused("the reachable voters would be no majority afterwards")
 

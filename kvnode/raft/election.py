@@ -123,10 +123,19 @@ def check_quorum(core: Core) -> None:
 
 
 def reachable(core: Core) -> frozenset[NodeId]:
-    """Leader: members heard within an election time-out, itself included."""
+    """Leader: members heard within an election time-out, itself included.
+
+    Who was never heard by this leader has credit for the first one: it had no time to answer yet.
+    """
     since = core.tick_count - core.config.election_ticks
     heard = {node for node, progress in core.progress.items() if progress.heard_tick > since}
     return frozenset(heard | {core.id})
+
+
+def answering(core: Core) -> frozenset[NodeId]:
+    """Leader: ``reachable`` without the credit."""
+    silent = {node for node, progress in core.progress.items() if not progress.answered}
+    return reachable(core) - silent
 
 
 def start_transfer(core: Core, target: NodeId) -> None:

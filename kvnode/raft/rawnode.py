@@ -245,7 +245,10 @@ class RawNode:
 
     def propose_membership(self, new: Membership) -> LogId:
         """Append a new membership; see ``confchange.propose``."""
-        return confchange.propose(self._core, new)
+        position = confchange.propose(self._core, new)
+        # It is in effect at once; the voter that an open round waits for may be gone with it.
+        read_index.confirm_rounds(self._core)
+        return position
 
     def read_index(self, read: object) -> None:
         """Leader: confirm leadership for a read; it comes back in ``Ready.reads`` or ``failed_reads``.
