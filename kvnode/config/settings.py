@@ -276,6 +276,15 @@ class Config:
         hi=4 * _GIB,
     )
 
+    http_connections_max: int = _setting(
+        10_000,
+        "HTTP connections at a time; more are told so and closed.",
+        section=_LIMITS,
+        lo=1,
+        hi=1_000_000,
+        json=("limits.http_max_conns",),
+    )
+
     # -- timing ---------------------------------------------------------------------------------
     tick_ms: int = _setting(
         50, "Length of one tick of the Raft core.", section=_TIMING, unit="ms", lo=1, hi=1000
@@ -306,6 +315,15 @@ class Config:
         hi=600,
         json=("performance.rpc_hold_timeout",),
     )
+    request_timeout_s: float = _setting(
+        10.0,
+        "How long a write may take once it is in the log, or a request that was forwarded to the leader; "
+        "then its outcome is unknown.",
+        section=_TIMING,
+        unit="s",
+        lo=0.1,
+        hi=600,
+    )
     shutdown_s: float = _setting(
         20.0,
         "How long a stop may take: leadership is handed over and requests are finished. Keep it below "
@@ -325,8 +343,8 @@ class Config:
         json=("session_ttl_min",),
     )
     discovery_interval_s: float = _setting(
-        5.0,
-        "Shortest pause between two look-ups of the other nodes.",
+        1.0,
+        "Pause between two look-ups of the other nodes, while one is missing.",
         section=_TIMING,
         unit="s",
         lo=0.05,
@@ -334,26 +352,25 @@ class Config:
     )
 
     # -- storage --------------------------------------------------------------------------------
-    log_keep_entries: int = _setting(
-        10_000,
-        "Log entries kept after they are in the state, so that a node that was away a short while "
-        "needs no snapshot.",
+    log_entries_max: int = _setting(
+        20_000,
+        "Log entries kept once they are in the state; above it the older half is dropped. A node that "
+        "was away for longer gets a snapshot.",
         section=_STORAGE,
-        lo=1,
+        lo=2,
         hi=100_000_000,
     )
     log_bytes_max: int = _setting(
-        256 * _MIB,
-        "Size at which the log is shortened, whatever --log-keep-entries says. Follows the volume down: "
-        "never more than a quarter of it.",
+        32 * _MIB,
+        "The same in bytes; never more than a quarter of the volume.",
         section=_STORAGE,
         unit="bytes",
         lo=64 * _KIB,
-        hi=1024 * _GIB,
+        hi=64 * _GIB,
     )
     write_buffer_bytes: int = _setting(
         16 * _MIB,
-        "RocksDB's write buffer.",
+        "RocksDB's write buffer; never more than an eighth of the volume.",
         section=_STORAGE,
         unit="bytes",
         lo=64 * _KIB,

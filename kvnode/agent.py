@@ -1,0 +1,480 @@
+"""One node: builds every part, starts them in order, stops them in reverse.
+
+``Agent.run`` is the parts list. Everything that the process owns (signals, exit codes, the pid file, the
+collector's mood) is here as well, and nowhere else.
+
+Exit codes: 0 after a signal, 1 when the node must stop (``errors.MustStop``) or could not start, 2 for
+settings that cannot be used (``cli.agent_command``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+
+from kvnode import __version__
+from kvnode.addresses import Address, parse_address
+from kvnode.config import Config, Loaded, SettingError
+from kvnode.disk.data_dir import DataDir
+from kvnode.disk.files import OsFileSystem
+from kvnode.disk.journal import ThreadJournal
+from kvnode.disk.rocks_engine import RocksEngineFactory, RocksSettings
+from kvnode.disk.snapshots import FileSnapshotStore
+from kvnode.disk.worker import ThreadWorker
+from kvnode.errors import (
+    CorruptLog,
+    DirectoryInUse,
+    DiskFailed,
+    ForeignDirectory,
+    KvnodeError,
+    MustStop,
+    Removed,
+)
+from kvnode.http.context import HttpContext, HttpSettings
+from kvnode.http.server import HttpServer
+from kvnode.logs import Logs
+from kvnode.ports import Done, Hello
+from kvnode.replica.replica import Replica
+from kvnode.replica.settings import ReplicaSettings
+from kvnode.transport.handshake import PROTOCOL
+from kvnode.transport.tcp import TcpTransport
+
+_LOG = structlog.get_logger("kvnode.agent")
+
+_SWITCH_INTERVAL_S = 0.0005
+_WILDCARDS = frozenset({"", "0.0.0.0", "::", "*"})
+_LEAVE_S = 5.0
+"""How long ``agent/leave`` tries to be removed before it stops anyway."""
+
+
+def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
+    """Run one node until it is told to stop.
+
+    Args:
+        loaded: Settings, and the notices to log once logging works.
+        read_again: Reads the settings anew, for SIGHUP.
+
+    Returns:
+        The exit code. A node that must stop at once does not return: it ends the process.
+    """
+    with _directory(loaded.config) as config:
+        config = replace(config, node_name=config.node_name or socket.gethostname())
+        logs = Logs(
+            config.node_name,
+            level=config.log_level,
+            form=config.log_format,
+            file=config.log_file,
+        )
+        if logs.problem:
+            _LOG.warning("log_file_skipped", detail=logs.problem)
+        for notice in loaded.notices:
+            _LOG.warning(notice.event, detail=notice.detail)
+        try:
+            with _pid_file(config.pid_file), asyncio.Runner(loop_factory=_new_loop()) as runner:
+                return runner.run(Agent(config, logs, read_again).run())
+        except MustStop as error:
+            _LOG.error("node_cannot_start", error=str(error), advice=_advice(error, config))
+        except OSError as error:
+            _LOG.error("node_cannot_start", error=str(error))
+        finally:
+            logs.close()
+    return 1
+
+
+class Agent:
+    """One run of one node, inside its event loop."""
+
+    def __init__(self, config: Config, logs: Logs, read_again: Callable[[], Loaded]) -> None:
+        """Nothing is opened yet."""
+        self._config = config
+        self._logs = logs
+        self._read_again = read_again
+        self._stop = asyncio.Event()
+        self._replica: Replica | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Build, start, wait, stop; return the exit code.
+
+        Raises:
+            MustStop: The data directory cannot be used.
+            OSError: A port cannot be bound.
+        """
+        config, loop = self._config, asyncio.get_running_loop()
+        _tune_interpreter()
+        loop.set_exception_handler(self._callback_failed)
+        self._take_signals(loop)
+        async with AsyncExitStack() as parts:
+            data_dir = DataDir.open(config.data_dir, config.node_name)
+            parts.callback(data_dir.close)
+            for warning in data_dir.warnings:
+                _LOG.warning("directory_noted", detail=warning)
+            if data_dir.set_aside:
+                _LOG.warning("data_set_aside", path=data_dir.set_aside)
+
+            worker = ThreadWorker(loop)
+            parts.callback(worker.close)  # idempotent: a start that fails half-way comes here only
+            core, recovered = data_dir.open_journal()
+            journal = ThreadJournal(core, loop)
+            parts.callback(journal.close)
+
+            record = data_dir.record
+            hello = Hello(
+                protocol=PROTOCOL,
+                cluster_id=record.cluster_id,
+                node_id=record.node_id,
+                name=record.name,
+                boot=record.boot,
+                address=str(_peer_address(config)),
+                http_address=_http_address(config, config.http_port),
+                expect=config.bootstrap_expect,
+            )
+            transport = TcpTransport(hello, bind_host=config.bind, bind_port=config.peer_port)
+            parts.push_async_callback(transport.close)
+
+            discovery = _discovery(config)
+            replica = Replica(
+                settings=_replica_settings(config),
+                identity=data_dir.identity_store(worker),
+                recovered=recovered,
+                journal=journal,
+                engines=RocksEngineFactory(Path(data_dir.state_path), _rocks_settings(config)),
+                snapshots=FileSnapshotStore(OsFileSystem(), data_dir.snapshots_path),
+                worker=worker,
+                transport=transport,
+                scheduler=loop,
+                rng=random.Random(),
+                discover=partial(self._discover, discovery),
+                on_fatal=self._fatal,
+                trace=_trace,
+            )
+            # A restore swaps the engine, so the one to close is found out at the end. The worker may
+            # still be reading a snapshot of it, so it ends first.
+            parts.callback(lambda: replica.store.engine.close())
+            parts.callback(worker.close)
+            self._replica = replica
+
+            http = HttpServer(
+                HttpContext(
+                    replica=replica,
+                    settings=_http_settings(config),
+                    pod_addresses=discovery.addresses,
+                    reload=self._reload,
+                    leave=self._leave,
+                )
+            )
+            parts.push_async_callback(http.close)
+
+            await self._start(replica, transport, http)
+            await self._stop.wait()
+            await self._hand_over(replica)
+        _LOG.info("node_stopped")
+        return 0
+
+    async def _start(self, replica: Replica, transport: TcpTransport, http: HttpServer) -> None:
+        """Listen, then speak: peers are told an HTTP address that answers already."""
+        config = self._config
+        if config.http_port >= 0:
+            await http.start(config.client, config.http_port)
+            address = _http_address(config, http.port)
+            transport.hello = transport.hello._replace(http_address=address)
+        await transport.start()
+        replica.start()
+        # What was made so far lives as long as the process; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        _LOG.info(
+            "node_started",
+            version=__version__,
+            node_id=transport.hello.node_id,
+            boot=transport.hello.boot,
+            peer_address=transport.hello.address,
+            http_address=transport.hello.http_address,
+            data_dir=config.data_dir,
+            index=replica.status().last_index,
+        )
+
+    async def _hand_over(self, replica: Replica) -> None:
+        """Let the replica hand leadership over and finish what is in flight, within a bound."""
+        _LOG.info("node_stopping", role=replica.status().role.value)
+        stopped = asyncio.Event()
+        replica.stop(stopped.set)
+        try:
+            async with asyncio.timeout(self._config.shutdown_s):
+                await stopped.wait()
+        except TimeoutError:
+            _LOG.warning("hand_over_timed_out", after_s=self._config.shutdown_s)
+
+    # -- what the parts ask for ---------------------------------------------------------------------
+
+    def _discover(self, discovery: Discovery, done: Done[list[str]]) -> None:
+        """Give the driver one round of discovery as a completion."""
+
+        async def look() -> None:
+            try:
+                found = await discovery.addresses()
+            except KvnodeError as error:
+                done(None, error)
+            else:
+                done(found, None)
+
+        self._spawn(look(), "discover")
+
+    def _spawn(self, work: Any, name: str) -> None:
+        """Run something short; the set keeps it alive until it is done."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reload(self) -> None:
+        """Read the settings again: the log level, and the log file by its name."""
+        try:
+            loaded = self._read_again()
+        except SettingError as error:
+            _LOG.error("reload_refused", error=str(error))
+            return
+        problem = self._logs.reopen()
+        self._logs.set_level(loaded.config.log_level)
+        _LOG.info("settings_reloaded", log_level=loaded.config.log_level, problem=problem)
+
+    async def _leave(self) -> None:
+        """Leave the cluster for good, then stop; a cluster of one just stops."""
+        replica = self._replica
+        assert replica is not None, "routes are served after the replica was made"
+        removed = asyncio.Event()
+
+        def done(_value: object, error: KvnodeError | None) -> None:
+            if error is not None:
+                _LOG.warning("leave_refused", error=str(error))
+            removed.set()
+
+        async def leave() -> None:
+            replica.remove_member(replica.status().node_id, done)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LEAVE_S):
+                    await removed.wait()
+            self._stop.set()
+
+        self._spawn(leave(), "leave")
+
+    # -- the process --------------------------------------------------------------------------------
+
+    def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(), "reload"))
+
+    def _signalled(self, number: signal.Signals) -> None:
+        """First: stop in good order. Second: the operator means it."""
+        if self._stop.is_set():
+            _LOG.warning("stopped_at_once", signal=number.name)
+            self._exit(1)
+        self._stop.set()
+
+    def _fatal(self, error: MustStop) -> None:
+        """End the process now: nothing may be said that the disk does not hold (RC-8)."""
+        advice = _advice(error, self._config)
+        _LOG.error("node_must_stop", reason=type(error).__name__, error=str(error), advice=advice)
+        if isinstance(error, Removed) and not error.served:
+            # An old volume came back: the same process starts over as a new member.
+            self._logs.close()
+            os.execv(sys.executable, sys.orig_argv)
+        self._exit(1)
+
+    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A call-back raised. A broken assertion means that going on could destroy data (RC-75)."""
+        error = context.get("exception")
+        _LOG.error("callback_failed", what=context.get("message", ""), exc_info=error)
+        if isinstance(error, AssertionError | MustStop):
+            self._exit(1)
+
+    def _exit(self, code: int) -> NoReturn:
+        self._logs.close()
+        # Not sys.exit: that would run the orderly stop, which writes.
+        os._exit(code)
+
+
+class Discovery:
+    def __init__(self, config: Config) -> None:
+        self._seeds = [str(parse_address(a, config.peer_port)) for a in config.retry_join]
+
+    async def addresses(self) -> list[str]:
+        return self._seeds
+
+
+def _discovery(config: Config) -> Discovery:
+    return Discovery(config)
+
+
+# -- from settings to parts -------------------------------------------------------------------------
+
+
+def _replica_settings(config: Config) -> ReplicaSettings:
+    return ReplicaSettings(
+        tick_s=config.tick_ms / 1000,
+        election_ticks=config.election_timeout_ms // config.tick_ms,
+        heartbeat_ticks=config.heartbeat_ms // config.tick_ms,
+        expect=config.bootstrap_expect,
+        has_discovery=bool(config.retry_join or config.join_srv),
+        leader_wait_s=config.leader_wait_s,
+        request_timeout_s=config.request_timeout_s,
+        uncommitted_bytes_max=config.uncommitted_bytes_max,
+        log_entries_max=config.log_entries_max,
+        log_bytes_max=min(config.log_bytes_max, _volume_bytes(config.data_dir) // 4),
+        discovery_interval_s=config.discovery_interval_s,
+    )
+
+
+def _rocks_settings(config: Config) -> RocksSettings:
+    """Follow a small volume down: the engine's own log preallocates more than one write buffer."""
+    buffer = min(config.write_buffer_bytes, _volume_bytes(config.data_dir) // 8)
+    return RocksSettings(write_buffer_bytes=buffer, block_cache_bytes=config.block_cache_bytes)
+
+
+def _volume_bytes(path: str) -> int:
+    volume = os.statvfs(path)
+    return volume.f_frsize * volume.f_blocks
+
+
+def _http_settings(config: Config) -> HttpSettings:
+    return HttpSettings(
+        node_name=config.node_name,
+        datacenter=config.datacenter,
+        version=__version__,
+        bootstrap_expect=config.bootstrap_expect,
+        value_bytes_max=config.value_bytes_max,
+        key_bytes_max=config.key_bytes_max,
+        body_bytes_max=config.txn_bytes_max,
+        connections_max=config.http_connections_max,
+        close_grace_s=config.shutdown_s / 2,
+        ui=config.ui,
+    )
+
+
+def _peer_address(config: Config) -> Address:
+    """Where peers find this node.
+
+    Raises:
+        SettingError: ``--advertise`` is no address.
+    """
+    given = config.advertise or (config.bind if config.bind not in _WILDCARDS else _own_address())
+    try:
+        return parse_address(given, config.peer_port)
+    except ValueError as error:
+        raise SettingError(f"--advertise: {error}") from error
+
+
+def _http_address(config: Config, port: int) -> str:
+    """Where clients find this node, as far as it knows; empty without an HTTP server."""
+    if port < 0:
+        return ""
+    host = config.client if config.client not in _WILDCARDS else _peer_address(config).host
+    return str(Address(host, port))
+
+
+def _own_address() -> str:
+    """Return the address that this machine's packets leave from; nothing is sent to find out."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # reserved for documentation: routed like any other
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+# -- the process ------------------------------------------------------------------------------------
+
+
+def _new_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's factory where it is installed: about twice as fast on the hot path."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _tune_interpreter() -> None:
+    """Set what the whole process shares."""
+    # The disk thread comes back from a sync wanting the interpreter for microseconds. By default it
+    # may wait 5 ms for a busy loop to let go: thirty times what the sync took.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # Requests make garbage without cycles. The default of 700 would walk young objects hundreds of
+    # times a second for nothing, and all objects every so often, which is a pause.
+    gc.set_threshold(20_000, 20, 50)
+
+
+@contextmanager
+def _directory(config: Config) -> Iterator[Config]:
+    """Give ``--dev`` without a directory a temporary one for as long as it runs."""
+    if config.data_dir:
+        yield config
+        return
+    with tempfile.TemporaryDirectory(prefix="kvnode-dev-", ignore_cleanup_errors=True) as path:
+        yield replace(config, data_dir=path)
+
+
+@contextmanager
+def _pid_file(name: str) -> Iterator[None]:
+    """Keep the process id in a file while the node runs.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if not name:
+        yield
+        return
+    path, own = Path(name), f"{os.getpid()}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(own)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if path.read_text() == own:
+                path.unlink()
+
+
+def _trace(event: str, fields: dict[str, Any]) -> None:
+    """Log one change of state; the core and the driver name it, structlog writes it."""
+    _LOG.info(event, **fields)
+
+
+def _advice(error: MustStop, config: Config) -> str:
+    """Tell the operator what to do about an error that stopped the node."""
+    match error:
+        case DiskFailed():
+            return (
+                f"check the volume of {config.data_dir} (space, kernel log), then start the node again: "
+                "what it had confirmed is read back and checked"
+            )
+        case CorruptLog():
+            return (
+                f"while the other nodes have a leader: move {config.data_dir} aside and start the node "
+                "again; it joins as a new member and copies the data. Keep the old files until then"
+            )
+        case DirectoryInUse():
+            return f"stop the other process, or give this one a --data-dir other than {config.data_dir}"
+        case ForeignDirectory():
+            return "give the directory's own --node-name, or another --data-dir"
+        case Removed():
+            return "nothing to do: started again, it sets its data aside and joins as a new member"
+        case _:
+            return (
+                f"this is a fault in kvnode: keep the logs and a copy of {config.data_dir} for a report; "
+                "the node may be started again"
+            )
