@@ -47,8 +47,8 @@ class AddressBook:
         hello = self._heard.get(member.node_id)
         return hello.address if hello is not None and hello.address else member.address
 
-    def candidates(self, node_id: NodeId, membership: Membership) -> tuple[str, ...]:
-        """Addresses to try for a node, best first, without repetition."""
+    def candidates(self, node_id: NodeId, membership: Membership, own: str) -> tuple[str, ...]:
+        """Addresses to try for a node, best first, without repetition; never our ``own``."""
         member = membership.member(node_id)
         found: list[str] = []
         if member is not None:
@@ -59,10 +59,12 @@ class AddressBook:
         if member is not None:
             found.append(member.address)
             found += self._unclaimed(membership, member)
-        unique = dict.fromkeys(address for address in found if address)
+        unique = dict.fromkeys(address for address in found if address and address != own)
         return tuple(unique)[:CANDIDATES_MAX]
 
     def _unclaimed(self, membership: Membership, member: Member) -> list[str]:
         """Seeds that no other member is known to answer at."""
-        names = {other.name for other in membership.members if other.name != member.name}
-        return [seed for seed in self.seeds if host_label(seed) not in names]
+        others = [other for other in membership.members if other.node_id != member.node_id]
+        names = {other.name for other in others if other.name != member.name}
+        heard = {self.address(other) for other in others if other.node_id in self._heard}
+        return [seed for seed in self.seeds if host_label(seed) not in names and seed not in heard]

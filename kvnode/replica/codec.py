@@ -28,7 +28,7 @@ def decode(data: bytes) -> Command:
     Raises:
         InvariantBroken: An unknown command: written by a newer version, or not by kvnode at all.
     """
-    number, *fields = msgpack.unpackb(data, use_list=False, max_buffer_size=0)
+    number, *fields = msgpack.unpackb(data, use_list=False)
     kind = KINDS.get(number)
     if kind is None:
         raise InvariantBroken(

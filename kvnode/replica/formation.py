@@ -80,6 +80,7 @@ class Formation:
         """Does nothing before ``start``."""
         self._replica = replica
         self._busy = False
+        self._adopting = False
         self.reason = "looking for peers"
         """What it waits for: one sentence for an operator."""
 
@@ -333,6 +334,9 @@ class Formation:
             self._adopt(pledge.cluster_id)
 
     def _adopt(self, cluster_id: str) -> None:
+        if self._adopting:
+            return
+        self._adopting = True
         self._save(cluster_id, "", lambda: self._replica.belong(cluster_id))
 
     def _save(self, cluster_id: str, pledge: str, then: Callable[[], None]) -> None:

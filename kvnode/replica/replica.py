@@ -71,6 +71,7 @@ from kvnode.store.engine import EngineFactory
 
 SWEEP_TICKS = 5
 """Deadlines are looked at every so many ticks: answers may be this much late."""
+FIRST_CAMPAIGN_TICKS = 4
 LINEARIZABLE = ReadView(known_leader=True, last_contact_ms=0)
 FIRST_TERM = Term(1)
 
@@ -257,10 +258,16 @@ class Replica:
             self.raft = self._make_raft(hard_state, base, [entry], Index(0))
             self.trace("cluster_founded", {"term": FIRST_TERM, "index": 1, "voters": len(voters)})
             then()
-            self.raft.campaign()
-            self.wake()
+            # The others adopt the cluster's id first; a poll before that would be lost.
+            delay = FIRST_CAMPAIGN_TICKS * self.settings.tick_s
+            self.scheduler.call_later(delay, self._campaign)
 
         self.journal.save(hard_state, [entry], saved)
+
+    def _campaign(self) -> None:
+        if not self.stopped and self.raft.leader_id is None:
+            self.raft.campaign()
+            self.wake()
 
     def belong(self, cluster_id: str) -> None:
         """The identity says durably that this node belongs to ``cluster_id``."""
@@ -344,7 +351,10 @@ class Replica:
             # A learner that knows no membership yet answers whoever greets it from its cluster.
             wanted |= {hello.node_id for hello in self.contact.greeters(self.cluster_id)}
         wanted.discard(self.raft.id)
-        peers = {node: self.book.candidates(node, membership) for node in sorted(wanted)}
+        peers = {
+            node: self.book.candidates(node, membership, self.transport.hello.address)
+            for node in sorted(wanted)
+        }
         if peers != self._peers:
             self._peers = peers
             self.transport.set_peers(peers)
@@ -485,6 +495,7 @@ class Replica:
         try:
             self._flush_desk()
             self._drain()
+            self._release_reads()
             self._send_outbox()
             self._notice_changes()
         except MustStop as error:
@@ -577,7 +588,6 @@ class Replica:
         if desk.has_proposed:
             for entry, result in zip(committed, results, strict=True):
                 desk.applied(entry.index, entry.term, result)
-        self._release_reads()
         if membership_changed:
             self.refresh_peers()
         if self._watched:
@@ -599,7 +609,6 @@ class Replica:
                 self.desk.finish(read, index)
             else:
                 self.desk.park(index, read)
-        self._release_reads()
 
     def _release_reads(self) -> None:
         if self.receiver.loading:
@@ -687,7 +696,7 @@ class Replica:
         if self.stopped:
             return
         news = self.book.learn(sender)
-        if sender.cluster_id and sender.cluster_id == self.cluster_id:
+        if sender.cluster_id:
             self.contact.greeted(sender)
         self.formation.greeted(sender)
         if news:

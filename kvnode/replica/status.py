@@ -48,7 +48,7 @@ class Contact:
         return max(1, int((self._scheduler.time() - self._lost_at) * 1000))
 
     def greeted(self, hello: Hello) -> None:
-        """A peer of our cluster introduced itself."""
+        """A peer of some cluster introduced itself; perhaps of the one that we are about to join."""
         self._greeters[hello.node_id] = hello
         self._greeters.move_to_end(hello.node_id)
         if len(self._greeters) > GREETERS_MAX:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from kvnode.errors import KvnodeError, LocalProtocolError, PeerUnreachable, RemoteProtocolError
 from kvnode.ports import Hello
@@ -143,7 +143,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Introduce ourselves if we dialled; else wait to be addressed."""
-        assert isinstance(transport, asyncio.Transport), "TCP only"
+        # Always a TCP transport here; uvloop's does not inherit from asyncio.Transport.
+        transport = cast(asyncio.Transport, transport)
         self._transport = transport
         peer_name = transport.get_extra_info("peername")
         self.host = str(peer_name[0]) if peer_name else "?"
