@@ -8,7 +8,7 @@ the client wrote it, and ``router`` decides everything.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import web
@@ -19,10 +19,14 @@ from kvnode.http.messages import TEXT_TYPE, Request, Response, header_pairs
 from kvnode.http.router import Match, Router
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from kvnode.http.context import HttpContext
     from kvnode.http.gate import Gate
     from kvnode.http.metrics import Recorder
     from kvnode.http.router import Route
+
+    Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _LOG = structlog.get_logger("kvnode.http")
 
@@ -54,8 +58,9 @@ class App:
     def build_server(self) -> web.Server:
         """Make the protocol factory; ``server()`` is one connection's protocol."""
         settings = self._settings
-        return web.Server(
+        return _CountingServer(
             self.handle,
+            self._gate,
             handler_cancellation=True,  # a client that hangs up ends its waiting
             access_log=None,
             keepalive_timeout=settings.idle_timeout_s,
@@ -74,7 +79,7 @@ class App:
         label = "overload"
         raw_path, _, raw_query = _target(request).partition(b"?")
         v1 = not raw_path.startswith(b"/kv/") and raw_path.startswith(b"/v1")
-        refusal = gate.refusal() or gate.connection_refusal()
+        refusal = gate.refusal()
         gate.enter()
         try:
             if refusal is not None:
@@ -173,6 +178,20 @@ class App:
         if close:
             reply.force_close()
         return reply
+
+
+class _CountingServer(web.Server):
+    """Gives connections back to the gate; ``fast.Connection`` counted them when they were made."""
+
+    def __init__(self, handler: Handler, gate: Gate, **settings: Any) -> None:
+        super().__init__(handler, **settings)
+        self._gate = gate
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        super().connection_lost(handler, exc)
+        self._gate.connections -= 1
 
 
 def _target(request: web.BaseRequest) -> bytes:

@@ -7,6 +7,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 from kvnode.http.app import App
+from kvnode.http.fast import Hub
 from kvnode.http.gate import Gate
 from kvnode.http.metrics import Recorder, build_registry
 from kvnode.http.table import build_router
@@ -34,6 +35,7 @@ class HttpServer:
         self.router = build_router(context, self.registry)
         self._app = App(context, self.router, self.recorder, self.gate)
         self._web_server = self._app.build_server()
+        self._hub = Hub(context, self.recorder, self.gate, self._web_server)
         self._server: asyncio.Server | None = None
 
     @property
@@ -51,8 +53,9 @@ class HttpServer:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            self._web_server, host, port, ssl=tls, backlog=_BACKLOG
+            self._hub.make_connection, host, port, ssl=tls, backlog=_BACKLOG
         )
+        self._hub.start()
 
     async def close(self) -> None:
         """Stop listening, finish requests in progress for ``close_grace_s``, then cut the rest."""
@@ -60,7 +63,9 @@ class HttpServer:
             return
         self._app.closing = True
         self._server.close()
+        self._hub.begin_close()
         self._web_server.pre_shutdown()
         await self.gate.wait_idle(self._settings.close_grace_s)
+        self._hub.close()
         await self._web_server.shutdown(timeout=0.1)
         self._server = None

@@ -25,7 +25,7 @@ class Target(NamedTuple):
 
 
 @pytest.fixture(params=["aiohttp", "fast"])
-async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
+async def node(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
     """Start one node per test: in this process, once with each shell."""
     fake = FakeReplica()
     settings = HttpSettings(node_name="kvnode-0", fast_path=request.param == "fast")
@@ -36,8 +36,8 @@ async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
 
 
 @pytest.fixture
-async def wire(target: Target) -> AsyncIterator[Wire]:
-    client = Wire(target.host, target.port)
+async def wire(node: Target) -> AsyncIterator[Wire]:
+    client = Wire(node.host, node.port)
     yield client
     await client.close()
 
@@ -48,7 +48,7 @@ def kv(wire: Wire) -> Kv:
 
 
 @pytest.fixture
-def fake(target: Target) -> FakeReplica:
-    if target.fake is None:
+def fake(node: Target) -> FakeReplica:
+    if node.fake is None:
         pytest.skip("needs an in-process replica")
-    return target.fake
+    return node.fake

@@ -27,7 +27,7 @@ from tests.http.fake_replica import FakeReplica
     ],
 )
 async def test_consistency_modes(kv: Kv, query: str, effective: str) -> None:
-    """spec §3, §1.7."""
+    """Spec §3, §1.7."""
     await kv.put("a", "1")
     answer = await kv.get("a", query)
     assert answer.status == 200
@@ -63,7 +63,7 @@ async def test_consistency_modes(kv: Kv, query: str, effective: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 async def test_bad_options_are_400(kv: Kv, method: str, query: str, text: str) -> None:
-    """spec §2.4, §3, §17 (7): checked on writes too, and nothing is stored."""
+    """Spec §2.4, §3, §17 (7): checked on writes too, and nothing is stored."""
     answer = await kv.wire(method, kv.path("a", query), b"1" if method == "PUT" else b"")
     assert (answer.status, answer.text) == (400, text)
     assert (await kv.get("a")).status == 404
@@ -87,13 +87,13 @@ async def test_bad_options_are_400(kv: Kv, method: str, query: str, text: str) -
     ],
 )
 async def test_good_options_without_an_index_answer_at_once(kv: Kv, query: str) -> None:
-    """spec §1.3, §2.4: wait alone is ignored."""
+    """Spec §1.3, §2.4: wait alone is ignored."""
     await kv.put("a", "1")
     assert (await kv.get("a", query)).status == 200
 
 
 async def test_stale_works_without_a_leader_and_says_so(kv: Kv, fake: FakeReplica) -> None:
-    """spec §3, §17 (24); RC-35."""
+    """Spec §3, §17 (24); RC-35."""
     await kv.put("a", "1")
     fake.read_error = errors.NoLeader()
     fake.stale_view = ReadView(False, 11385)
@@ -104,7 +104,7 @@ async def test_stale_works_without_a_leader_and_says_so(kv: Kv, fake: FakeReplic
 
 
 async def test_max_stale_falls_back_to_the_leader(kv: Kv, fake: FakeReplica) -> None:
-    """spec §3: an answer older than allowed is not given."""
+    """Spec §3: an answer older than allowed is not given."""
     await kv.put("a", "1")
     fake.stale_view = ReadView(True, 6000)
     assert (await kv.get("a", "max_stale=10s")).headers["x-consul-lastcontact"] == "6000"
@@ -115,7 +115,7 @@ async def test_max_stale_falls_back_to_the_leader(kv: Kv, fake: FakeReplica) -> 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 async def test_no_leader_is_500_with_retry_after(kv: Kv, fake: FakeReplica, method: str) -> None:
-    """spec §3, §1.6, §17 (23): 500, since 503 is a hard failure for Patroni."""
+    """Spec §3, §1.6, §17 (23): 500, since 503 is a hard failure for Patroni."""
     fake.read_error = fake.write_error = errors.NoLeader()
     answer = await kv.wire(method, kv.path("a"), b"1" if method == "PUT" else b"")
     assert (answer.status, answer.text) == (500, "No cluster leader")
@@ -133,7 +133,7 @@ async def test_no_leader_is_500_with_retry_after(kv: Kv, fake: FakeReplica, meth
 async def test_an_unknown_outcome_is_never_called_a_failure(
     kv: Kv, fake: FakeReplica, error: errors.NotNow, starts: str
 ) -> None:
-    """spec §3; RC-58."""
+    """Spec §3; RC-58."""
     fake.write_error = error
     answer = await kv.put("a", "1")
     assert answer.status == 500
@@ -146,7 +146,7 @@ async def test_an_unknown_outcome_is_never_called_a_failure(
 
 
 async def test_overload_is_500_under_v1_and_429_elsewhere(kv: Kv, fake: FakeReplica) -> None:
-    """design §6: 429 and 503 make Consul's clients drop their locks."""
+    """Design §6: 429 and 503 make Consul's clients drop their locks."""
     fake.write_error = errors.Overloaded("the proposal queue is full")
     answer = await kv.put("a", "1")
     assert answer.status == 500
@@ -157,13 +157,13 @@ async def test_overload_is_500_under_v1_and_429_elsewhere(kv: Kv, fake: FakeRepl
 
 
 async def test_no_answer_is_prefixed(kv: Kv, fake: FakeReplica) -> None:
-    """spec §1.6, §17 (26)."""
+    """Spec §1.6, §17 (26)."""
     fake.write_error = errors.LeadershipLost()
     assert not (await kv.put("a", "1")).text.startswith("rpc error")
 
 
 async def test_status_needs_no_leader(wire: Wire, fake: FakeReplica) -> None:
-    """spec §3, §7."""
+    """Spec §3, §7."""
     fake.read_error = errors.NoLeader()
     fake.state = fake.state._replace(leader_id=None, leader_name="", leader_address="")
     answer = await wire("GET", "/v1/status/leader")

@@ -17,34 +17,34 @@ QUERY_HEADERS = {
 
 @pytest.mark.parametrize("flag", ["raw", "raw=", "raw=1", "raw=false", "other&raw", "%72aw"])
 async def test_a_flag_is_set_by_presence(kv: Kv, flag: str) -> None:
-    """spec §1.2."""
+    """Spec §1.2."""
     await kv.put("a", "hello")
     assert (await kv.get("a", flag)).body == b"hello"
 
 
 async def test_unknown_parameters_are_ignored_and_the_first_of_two_counts(kv: Kv) -> None:
-    """spec §1.2."""
+    """Spec §1.2."""
     await kv.put("a", "1", "flags=5&flags=6&nonsense=%20&=x&&a;b")
     assert (await kv.entry("a"))["Flags"] == 5
 
 
 @pytest.mark.parametrize("dc", ["dc=dc1", "dc=", "dc"])
 async def test_the_own_datacenter_is_local(kv: Kv, dc: str) -> None:
-    """spec §1.2."""
+    """Spec §1.2."""
     assert (await kv.put("a", "1", dc)).body == b"true"
     assert (await kv.get("a", dc)).status == 200
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 async def test_a_foreign_datacenter_is_500(kv: Kv, method: str) -> None:
-    """spec §1.2."""
+    """Spec §1.2."""
     answer = await kv.wire(method, kv.path("a", "dc=dc2"), b"1" if method == "PUT" else b"")
     assert (answer.status, answer.text) == (500, "No path to datacenter")
     assert (await kv.get("a")).status == 404
 
 
 async def test_namespaces_are_refused(kv: Kv) -> None:
-    """spec §1.2."""
+    """Spec §1.2."""
     answer = await kv.get("a", "ns=default")
     assert answer.status == 400
     assert answer.text == (
@@ -54,7 +54,7 @@ async def test_namespaces_are_refused(kv: Kv) -> None:
 
 
 async def test_json_is_compact_and_pretty_indents_by_four(kv: Kv) -> None:
-    """spec §1.4, §17 (21)."""
+    """Spec §1.4, §17 (21)."""
     await kv.put("a", "hello", "flags=7")
     compact = await kv.get("a")
     index = compact.index
@@ -94,7 +94,7 @@ async def test_json_is_compact_and_pretty_indents_by_four(kv: Kv) -> None:
     ],
 )
 async def test_key_names_are_escaped_as_go_does(kv: Kv, key: str, shown: str) -> None:
-    """spec §1.4, §4.4, §17 (22, 29)."""
+    """Spec §1.4, §4.4, §17 (22, 29)."""
     assert (await kv.put(key, "1")).body == b"true"
     answer = await kv.get(key)
     assert f'"Key":"{kv.prefix}{shown}"' in answer.text
@@ -102,7 +102,7 @@ async def test_key_names_are_escaped_as_go_does(kv: Kv, key: str, shown: str) ->
 
 
 async def test_a_byte_that_is_no_utf8_is_a_key_and_prints_as_replacement(kv: Kv) -> None:
-    """Go's strings hold any bytes; its encoder writes ``\\ufffd``."""
+    r"""Go's strings hold any bytes; its encoder writes ``\\ufffd``."""
     path = f"/v1/kv/{kv.prefix}%ff%C3"
     assert (await kv.wire("PUT", path, b"1")).body == b"true"
     assert (await kv.get("", "keys")).text == f'["{kv.prefix}\\ufffd\\ufffd"]'
@@ -110,14 +110,14 @@ async def test_a_byte_that_is_no_utf8_is_a_key_and_prints_as_replacement(kv: Kv)
 
 
 async def test_errors_are_plain_text_without_newline(wire: Wire) -> None:
-    """spec §1.6."""
+    """Spec §1.6."""
     answer = await wire("GET", "/v1/kv/")
     assert (answer.status, answer.text) == (400, "Missing key name")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
 
 
 async def test_reads_carry_the_query_headers_and_writes_none(kv: Kv) -> None:
-    """spec §1.7: also on a 404; LastContact is parsed as an integer by Go clients."""
+    """Spec §1.7: also on a 404; LastContact is parsed as an integer by Go clients."""
     written = await kv.put("a", "1")
     deleted = await kv.delete("b")
     for answer in (written, deleted):
@@ -135,7 +135,7 @@ async def test_reads_carry_the_query_headers_and_writes_none(kv: Kv) -> None:
 
 
 async def test_errors_carry_no_query_headers(kv: Kv) -> None:
-    """spec §16: none on 4xx and 5xx other than 404."""
+    """Spec §16: none on 4xx and 5xx other than 404."""
     answer = await kv.get("a", "index=x")
     assert answer.status == 400
     assert not QUERY_HEADERS & set(answer.headers)
@@ -150,7 +150,7 @@ async def test_every_answer_names_the_node(wire: Wire, target: str) -> None:
 
 
 async def test_v1_answers_say_vary_and_acl_policy(kv: Kv) -> None:
-    """spec §1.7."""
+    """Spec §1.7."""
     for answer in (await kv.put("a", "1"), await kv.get("a"), await kv.get("a", "index=x")):
         assert answer.headers["vary"] == "Accept-Encoding"
         assert answer.headers["x-consul-default-acl-policy"] == "allow"
@@ -161,6 +161,6 @@ async def test_v1_answers_say_vary_and_acl_policy(kv: Kv) -> None:
     [{"X-Consul-Token": "t"}, {"Authorization": "Bearer t"}, {"Authorization": "bearer t u"}],
 )
 async def test_tokens_are_accepted_and_ignored(kv: Kv, headers: dict[str, str]) -> None:
-    """spec §1.8, §17 (28): with ACLs off."""
+    """Spec §1.8, §17 (28): with ACLs off."""
     answer = await kv.wire("PUT", kv.path("a", "token=x"), b"1", headers)
     assert answer.body == b"true"

@@ -13,7 +13,7 @@ SESSION = "6f1c2c1e-8a2b-4c37-9d55-0f9a6f0f8f11"
 
 
 async def test_entry_has_its_members_in_order(kv: Kv) -> None:
-    """spec §4.1; Session is absent when not locked."""
+    """Spec §4.1; Session is absent when not locked."""
     await kv.put("a", "hello")
     assert list(await kv.entry("a")) == [
         "LockIndex",
@@ -26,7 +26,7 @@ async def test_entry_has_its_members_in_order(kv: Kv) -> None:
 
 
 async def test_an_empty_value_is_null(kv: Kv) -> None:
-    """spec §4.1, §17 (2)."""
+    """Spec §4.1, §17 (2)."""
     await kv.put("a", b"")
     assert (await kv.entry("a"))["Value"] is None
     raw = await kv.get("a", "raw")
@@ -42,7 +42,7 @@ async def test_bytes_in_are_bytes_out(kv: Kv, value: bytes) -> None:
 
 
 async def test_raw_cannot_run_as_a_page(kv: Kv) -> None:
-    """spec §4.1."""
+    """Spec §4.1."""
     await kv.put("a", "<script>")
     answer = await kv.get("a", "raw")
     assert answer.headers["content-type"] == "text/plain"
@@ -51,7 +51,7 @@ async def test_raw_cannot_run_as_a_page(kv: Kv) -> None:
 
 
 async def test_recurse_lists_in_byte_order_and_wins_over_raw(kv: Kv) -> None:
-    """spec §4.1."""
+    """Spec §4.1."""
     for key in ("b", "a/x", "a", "B", "ç"):
         await kv.put(key, key)
     answer = await kv.get("", "recurse&raw")
@@ -61,7 +61,7 @@ async def test_recurse_lists_in_byte_order_and_wins_over_raw(kv: Kv) -> None:
 
 
 async def test_keys_wins_over_recurse_and_raw(kv: Kv) -> None:
-    """spec §4.1."""
+    """Spec §4.1."""
     await kv.put("a", "1")
     assert (await kv.get("", "raw&recurse&keys")).json == [f"{kv.prefix}a"]
 
@@ -82,7 +82,7 @@ async def test_keys_wins_over_recurse_and_raw(kv: Kv) -> None:
     ],
 )
 async def test_separator_table(kv: Kv, query: str, prefix: str, expected: list[str]) -> None:
-    """spec §4.1, §17 (3)."""
+    """Spec §4.1, §17 (3)."""
     for key in ("app/db", "app/web/a", "app/web/b", "top"):
         await kv.put(key, "1")
     names = [key[len(kv.prefix) :] for key in (await kv.get(prefix, query)).json]
@@ -90,7 +90,7 @@ async def test_separator_table(kv: Kv, query: str, prefix: str, expected: list[s
 
 
 async def test_nothing_under_a_prefix_is_404_with_the_tables_index(kv: Kv) -> None:
-    """spec §4.1, §2.2."""
+    """Spec §4.1, §2.2."""
     written = await kv.put("other", "1")
     for query in ("keys", "recurse"):
         answer = await kv.get("none/", query)
@@ -99,7 +99,7 @@ async def test_nothing_under_a_prefix_is_404_with_the_tables_index(kv: Kv) -> No
 
 
 async def test_the_empty_prefix_of_an_empty_store(wire: Wire, fake: FakeReplica) -> None:
-    """spec §4.1, §2.2: keys 200 ``[]``, recurse 404; the index is never 0."""
+    """Spec §4.1, §2.2: keys 200 ``[]``, recurse 404; the index is never 0."""
     assert fake.store.count() == 0
     keys = await wire("GET", "/v1/kv/?keys")
     assert (keys.status, keys.text, keys.index) == (200, "[]", 1)
@@ -110,7 +110,7 @@ async def test_the_empty_prefix_of_an_empty_store(wire: Wire, fake: FakeReplica)
 
 
 async def test_case_slashes_and_neighbours_are_different_keys(kv: Kv) -> None:
-    """spec §4."""
+    """Spec §4."""
     for key in ("a", "a/", "a/b", "A"):
         await kv.put(key, key)
     for key in ("a", "a/", "a/b", "A"):
@@ -121,7 +121,7 @@ async def test_case_slashes_and_neighbours_are_different_keys(kv: Kv) -> None:
 
 
 async def test_first_write_sets_both_indexes(kv: Kv) -> None:
-    """spec §2.1."""
+    """Spec §2.1."""
     written = int((await kv.put("a", "1")).headers["x-kvnode-index"])
     entry = await kv.entry("a")
     assert (entry["CreateIndex"], entry["ModifyIndex"], entry["LockIndex"]) == (written, written, 0)
@@ -129,7 +129,7 @@ async def test_first_write_sets_both_indexes(kv: Kv) -> None:
 
 @pytest.mark.parametrize(("value", "query"), [("2", ""), ("1", "flags=9")])
 async def test_another_value_or_flags_moves_modify_index(kv: Kv, value: str, query: str) -> None:
-    """spec §2.1."""
+    """Spec §2.1."""
     await kv.put("a", "1")
     before = await kv.entry("a")
     await kv.put("a", value, query)
@@ -140,7 +140,7 @@ async def test_another_value_or_flags_moves_modify_index(kv: Kv, value: str, que
 
 @pytest.mark.parametrize("query", ["flags=4", "flags=4&cas={index}"])
 async def test_an_identical_write_keeps_modify_index(kv: Kv, query: str) -> None:
-    """spec §2.1, §17 (5)."""
+    """Spec §2.1, §17 (5)."""
     await kv.put("a", "1", "flags=4")
     before = await kv.entry("a")
     answer = await kv.put("a", "1", query.format(index=before["ModifyIndex"]))
@@ -150,7 +150,7 @@ async def test_an_identical_write_keeps_modify_index(kv: Kv, query: str) -> None
 
 
 async def test_a_key_made_again_starts_over(kv: Kv) -> None:
-    """spec §2.1."""
+    """Spec §2.1."""
     await kv.put("a", "1")
     before = await kv.entry("a")
     await kv.delete("a")
@@ -160,7 +160,7 @@ async def test_a_key_made_again_starts_over(kv: Kv) -> None:
 
 
 async def test_index_of_a_read(kv: Kv) -> None:
-    """spec §2.2, §17 (6): one key, its own; a prefix, the highest under it."""
+    """Spec §2.2, §17 (6): one key, its own; a prefix, the highest under it."""
     await kv.put("p/a", "1")
     await kv.put("p/b", "1")
     await kv.put("q", "1")
@@ -174,7 +174,7 @@ async def test_index_of_a_read(kv: Kv) -> None:
 
 
 async def test_index_after_deletes_never_falls(kv: Kv) -> None:
-    """spec §2.2, §2.3, §17 (6): tombstones."""
+    """Spec §2.2, §2.3, §17 (6): tombstones."""
     for key in ("p/a", "p/b", "p/c"):
         await kv.put(key, "1")
     before = (await kv.get("p/", "recurse")).index
@@ -187,7 +187,7 @@ async def test_index_after_deletes_never_falls(kv: Kv) -> None:
 
 
 async def test_deleting_a_missing_key_changes_nothing(kv: Kv) -> None:
-    """spec §2.3."""
+    """Spec §2.3."""
     await kv.put("a", "1")
     before = (await kv.get("", "recurse")).index
     assert (await kv.delete("zz")).body == b"true"
@@ -199,20 +199,20 @@ async def test_deleting_a_missing_key_changes_nothing(kv: Kv) -> None:
 
 @pytest.mark.parametrize("flags", [0, 1, 3304740253564472344, 16210313421097356768, 2**64 - 1])
 async def test_flags_use_the_whole_range(kv: Kv, flags: int) -> None:
-    """spec §1.4, §17 (20)."""
+    """Spec §1.4, §17 (20)."""
     await kv.put("a", "1", f"flags={flags}")
     assert f'"Flags":{flags},' in (await kv.get("a")).text
 
 
 async def test_a_put_without_flags_clears_them(kv: Kv) -> None:
-    """spec §4.2."""
+    """Spec §4.2."""
     await kv.put("a", "1", "flags=7")
     await kv.put("a", "1")
     assert (await kv.entry("a"))["Flags"] == 0
 
 
 async def test_cas_rows(kv: Kv) -> None:
-    """spec §4.2, §17 (10)."""
+    """Spec §4.2, §17 (10)."""
     assert (await kv.put("a", "1", "cas=7")).body == b"false", "missing, so no index matches"
     assert (await kv.put("a", "1", "cas=0")).body == b"true"
     assert (await kv.put("a", "2", "cas=0")).body == b"false", "it exists"
@@ -245,7 +245,7 @@ async def test_cas_rows(kv: Kv) -> None:
 async def test_unparsable_cas_and_flags_are_500_with_gos_text(
     kv: Kv, name: str, value: str, reason: str
 ) -> None:
-    """spec §4.2, §16: kept at 500 on purpose."""
+    """Spec §4.2, §16: kept at 500 on purpose."""
     answer = await kv.put("a", "1", f"{name}={value}")
     assert answer.status == 500
     assert answer.text.startswith("strconv.ParseUint: parsing ")
@@ -267,7 +267,7 @@ async def test_unparsable_cas_and_flags_are_500_with_gos_text(
     ],
 )
 async def test_conflicting_flags_show_the_query_sorted(kv: Kv, query: str, shown: str) -> None:
-    """spec §4.2, §17 (19): with a final newline."""
+    """Spec §4.2, §17 (19): with a final newline."""
     answer = await kv.put("a", "1", query)
     assert (answer.status, answer.text) == (400, f"Conflicting flags: {shown}\n")
 
@@ -281,14 +281,14 @@ async def test_conflicting_flags_show_the_query_sorted(kv: Kv, query: str, shown
     ],
 )
 async def test_acquire_without_such_a_session(kv: Kv, session: str, text: str) -> None:
-    """spec §4.2, §17 (11): Patroni tests ``startswith("invalid session")``."""
+    """Spec §4.2, §17 (11): Patroni tests ``startswith("invalid session")``."""
     answer = await kv.put("a", "1", f"acquire={session}")
     assert (answer.status, answer.text) == (500, text)
     assert (await kv.get("a")).status == 404
 
 
 async def test_release_of_what_is_not_held(kv: Kv) -> None:
-    """spec §4.2, §17 (12): any text is allowed, nothing changes."""
+    """Spec §4.2, §17 (12): any text is allowed, nothing changes."""
     await kv.put("a", "1")
     for session in (SESSION, "any text"):
         answer = await kv.put("a", "2", f"release={session.replace(' ', '%20')}")
@@ -299,7 +299,7 @@ async def test_release_of_what_is_not_held(kv: Kv) -> None:
 
 @pytest.mark.parametrize("query", ["", "cas=0", "flags=1", "acquire=x", "cas=1&release=2"])
 async def test_put_without_a_key_is_400(wire: Wire, query: str) -> None:
-    """spec §4.2."""
+    """Spec §4.2."""
     answer = await wire("PUT", f"/v1/kv/?{query}", b"x")
     assert (answer.status, answer.text) == (400, "Missing key name")
 
@@ -308,7 +308,7 @@ async def test_put_without_a_key_is_400(wire: Wire, query: str) -> None:
 
 
 async def test_delete_rows(kv: Kv) -> None:
-    """spec §4.3, §17 (10), §16."""
+    """Spec §4.3, §17 (10), §16."""
     assert (await kv.delete("a")).body == b"true", "also when missing"
     assert (await kv.delete("a", "cas=7")).body == b"true", "also when missing"
     await kv.put("a", "1")
@@ -321,7 +321,7 @@ async def test_delete_rows(kv: Kv) -> None:
 
 
 async def test_delete_recurse_takes_the_prefix(kv: Kv) -> None:
-    """spec §4.3."""
+    """Spec §4.3."""
     for key in ("a", "a/b", "ab", "b"):
         await kv.put(key, "1")
     assert (await kv.delete("a", "recurse")).body == b"true"
@@ -329,7 +329,7 @@ async def test_delete_recurse_takes_the_prefix(kv: Kv) -> None:
 
 
 async def test_delete_errors(kv: Kv) -> None:
-    """spec §4.3."""
+    """Spec §4.3."""
     answer = await kv.delete("a", "recurse&cas=0")
     assert (answer.status, answer.text) == (400, "Conflicting flags: cas=0&recurse=\n")
     answer = await kv.wire("DELETE", "/v1/kv/")
@@ -340,7 +340,7 @@ async def test_delete_errors(kv: Kv) -> None:
 
 
 async def test_delete_recurse_without_a_key_takes_all(wire: Wire, fake: FakeReplica) -> None:
-    """spec §4.3."""
+    """Spec §4.3."""
     await wire("PUT", "/v1/kv/a", b"1")
     assert (await wire("DELETE", "/v1/kv/?recurse")).body == b"true"
     assert fake.store.count() == 0

@@ -31,7 +31,7 @@ from tests.conformance.wire import Kv, Wire
     ],
 )
 async def test_get_of_an_unclean_path_is_301(wire: Wire, target: str, location: str) -> None:
-    """spec §1.1: GET keeps Consul's 301."""
+    """Spec §1.1: GET keeps Consul's 301."""
     answer = await wire("GET", target)
     assert (answer.status, answer.headers["location"]) == (301, location)
     shown = location.replace("&", "&amp;")
@@ -40,7 +40,7 @@ async def test_get_of_an_unclean_path_is_301(wire: Wire, target: str, location: 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
 async def test_write_to_an_unclean_path_is_307(wire: Wire, kv: Kv, method: str) -> None:
-    """spec §1.1, §17 (30): a 301 would make clients drop the body and store an empty value."""
+    """Spec §1.1, §17 (30): a 301 would make clients drop the body and store an empty value."""
     answer = await wire(
         method, f"/v1/kv/{kv.prefix}a//b?flags=1", b"x" if method != "DELETE" else b""
     )
@@ -50,7 +50,7 @@ async def test_write_to_an_unclean_path_is_307(wire: Wire, kv: Kv, method: str) 
 
 
 async def test_percent_2f_separates_and_percent_252f_is_text(wire: Wire, kv: Kv) -> None:
-    """spec §1.1, §17 (29)."""
+    """Spec §1.1, §17 (29)."""
     await wire("PUT", f"/v1/kv/{kv.prefix}a%2Fb", b"1")
     await wire("PUT", f"/v1/kv/{kv.prefix}c%252Fd", b"2")
     assert (await kv.get("", "keys")).json == [f"{kv.prefix}a/b", f"{kv.prefix}c%2Fd"]
@@ -65,7 +65,7 @@ async def test_percent_2f_separates_and_percent_252f_is_text(wire: Wire, kv: Kv)
 async def test_non_printable_path_is_400_with_empty_body(
     wire: Wire, kv: Kv, method: str, bad: str
 ) -> None:
-    """spec §1.1: also U+0085, U+2028 and the no-break space, as Go's ``unicode.IsPrint`` says."""
+    """Spec §1.1: also U+0085, U+2028 and the no-break space, as Go's ``unicode.IsPrint`` says."""
     answer = await wire(method, f"/v1/kv/{kv.prefix}a{bad}b", b"x" if method == "PUT" else b"")
     assert (answer.status, answer.body) == (400, b"")
     assert (await kv.get("", "keys")).status == 404
@@ -89,7 +89,7 @@ async def test_malformed_escape_is_400(wire: Wire, bad: str) -> None:
     ],
 )
 async def test_options_and_405_name_the_methods(wire: Wire, target: str, allow: str) -> None:
-    """spec §1.1, §17 (27): OPTIONS first, comma without space; POST on KV works but is not listed."""
+    """Spec §1.1, §17 (27): OPTIONS first, comma without space; POST on KV works but is not listed."""
     answer = await wire("OPTIONS", target)
     assert (answer.status, answer.body, answer.headers["allow"]) == (200, b"", allow)
     answer = await wire("PATCH", target)
@@ -99,13 +99,13 @@ async def test_options_and_405_name_the_methods(wire: Wire, target: str, allow: 
 
 @pytest.mark.parametrize("target", ["/v1/kv/a", "/v1/status/leader", "/v1/agent/self"])
 async def test_head_is_405_on_v1(wire: Wire, target: str) -> None:
-    """spec §1.1, §16."""
+    """Spec §1.1, §16."""
     answer = await wire("HEAD", target)
     assert (answer.status, answer.headers["allow"].split(",")[0]) == (405, "OPTIONS")
 
 
 async def test_head_works_on_own_routes(wire: Wire, kv: Kv) -> None:
-    """spec §16: kept off /v1 only."""
+    """Spec §16: kept off /v1 only."""
     await kv.put("a", "hello")
     answer = await wire("HEAD", f"/kv/{kv.prefix}a")
     assert (answer.status, answer.headers["content-length"], answer.body) == (200, "5", b"")
@@ -113,7 +113,7 @@ async def test_head_works_on_own_routes(wire: Wire, kv: Kv) -> None:
 
 
 async def test_post_is_put(kv: Kv) -> None:
-    """spec §1.1 [k]; design §6."""
+    """Spec §1.1 [k]; design §6."""
     answer = await kv.wire("POST", kv.path("a", "flags=3"), b"v")
     assert (answer.status, answer.body) == (200, b"true")
     entry = await kv.entry("a")
@@ -121,7 +121,7 @@ async def test_post_is_put(kv: Kv) -> None:
 
 
 async def test_unknown_paths_are_404(wire: Wire) -> None:
-    """spec §1.1 (from 1.10 on)."""
+    """Spec §1.1 (from 1.10 on)."""
     answer = await wire("GET", "/v1/nothing")
     assert answer.status == 404
     assert answer.text == "Invalid URL path: not a recognized HTTP API endpoint\n"
@@ -131,7 +131,7 @@ async def test_unknown_paths_are_404(wire: Wire) -> None:
 
 
 async def test_a_trailing_slash_matters(wire: Wire) -> None:
-    """spec §1.1."""
+    """Spec §1.1."""
     assert (await wire("GET", "/v1/status/leader/")).status == 404
 
 
