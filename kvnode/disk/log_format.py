@@ -92,8 +92,12 @@ class SegmentHeader(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """Where the checksums of this segment's frames start."""
-        return crc32(self.encode())
+        """Where the checksums of this segment's frames start: the header's own checksum.
+
+        Not the ``crc32`` of the whole sector: over bytes that end in their checksum that is the same
+        number for all headers.
+        """
+        return int(_CRC.unpack(self.encode()[-_CRC.size :])[0])
 
     @staticmethod
     def decode(sector: bytes, path: str) -> SegmentHeader:

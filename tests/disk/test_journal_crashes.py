@@ -109,6 +109,7 @@ def play(disk: CrashDisk, groups: list[tuple[list[Operation], list[Recovered]]])
     """Run until the end, or until the disk stops it. Says which states may be found then."""
     allowed = [EMPTY]
     opened = False
+    core: JournalCore | None = None
     try:
         core, found = open_journal(disk, "/d/raft", fresh=True)
         opened = True
@@ -118,10 +119,16 @@ def play(disk: CrashDisk, groups: list[tuple[list[Operation], list[Recovered]]])
             core.run(group)
             allowed = states[-1:]
             core.maintain()
-        assert core.failure is None
-    except (MachineStopped, DiskFailed):
+        return Outcome(allowed, opened, stopped=core.failure is not None)
+    except MachineStopped:
         return Outcome(allowed, opened, stopped=True)
-    return Outcome(allowed, opened, stopped=False)
+    except DiskFailed:
+        if core is not None:
+            with pytest.raises(DiskFailed) as again:
+                core.run(groups[0][0])
+            assert again.value is core.failure, "every later call fails with the same error"
+            core.maintain()
+        return Outcome(allowed, opened, stopped=True)
 
 
 def reopen(disk: CrashDisk, *, opened: bool) -> tuple[JournalCore, Recovered]:
@@ -175,31 +182,14 @@ def test_after_a_failed_operation_nothing_is_written_and_a_restart_decides(seed:
     for at in range(1, operations_of(groups) + 1):
         disk = CrashDisk(seed=at, capacity=1 << 20)
         disk.fail_at = at
-        allowed, opened = [EMPTY], False
-        try:
-            core, _ = open_journal(disk, "/d/raft", fresh=True)
-        except DiskFailed:
-            core = None
-        if core is not None:
-            opened = True
-            for group, states in groups:
-                try:
-                    allowed = states
-                    core.run(group)
-                    allowed = states[-1:]
-                except DiskFailed as first:
-                    with pytest.raises(DiskFailed) as second:
-                        core.run(group)
-                    assert second.value is first
-                    core.maintain()
-                    break
-                core.maintain()
-            assert disk.after_failure == 0
+        outcome = play(disk, groups)
+        assert outcome.stopped
+        assert disk.after_failure == 0
         if at % 2:
             disk.kill()
         else:
             disk.crash()
-        assert_goes_on(disk, allowed, opened)
+        assert_goes_on(disk, outcome.allowed, outcome.opened)
 
 
 @pytest.mark.parametrize("seed", range(3))
