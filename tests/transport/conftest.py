@@ -132,7 +132,7 @@ def make_hello(node_id: str = "a", cluster_id: str = "c", **fields: Any) -> Hell
 async def until(condition: Callable[[], Any], timeout_s: float = 8.0) -> None:
     """Wait for a condition; fails after ``timeout_s``."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions are of many kinds
             await asyncio.sleep(0.002)
 
 

@@ -1,6 +1,7 @@
 """Nodes talk over real sockets on loopback."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -83,7 +84,7 @@ async def test_requests_are_answered_out_of_order(net):
 
 async def test_requests_of_one_turn_leave_as_one_write(net):
     """Forwarding hundreds of writes per turn must not cost a system call each."""
-    a, b = await net.pair()
+    a, _ = await net.pair()
     connection = a._peers["b"].bulk.connection
     writes = []
     real = connection._transport.write
@@ -222,12 +223,11 @@ async def test_asking_nobody_took_no_effect(net, address):
 async def test_asking_somebody_silent_times_out(net):
     """Something listens, but it is no node."""
     a = await net.start("a")
-    server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    _, error = await net.ask_address(a, f"127.0.0.1:{port}", timeout_s=0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        _, error = await net.ask_address(a, f"127.0.0.1:{port}", timeout_s=0.2)
     assert isinstance(error, Timeout | PeerUnreachable)
     assert error.took_effect == "no"
-    server.close()
 
 
 async def test_a_peer_that_restarts_is_found_again(net):
