@@ -344,7 +344,7 @@ class Formation:
             if error is not None:
                 self._replica.fail_disk(error)
                 return
-            self._replica.refresh_peers()
+            self._replica.peers.refresh()
             then()
 
         self._replica.identity.save(cluster_id, pledge, saved)

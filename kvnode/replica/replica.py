@@ -15,14 +15,11 @@ from typing import Any
 from kvnode.errors import (
     DiskFailed,
     KvnodeError,
-    LeadershipLost,
-    MembershipRefused,
     MustStop,
     NoLeader,
     NotLeader,
     Overloaded,
     Removed,
-    Timeout,
 )
 from kvnode.ports import (
     Done,
@@ -44,7 +41,6 @@ from kvnode.raft.types import (
     EntryKind,
     HardState,
     Index,
-    LogId,
     Member,
     Membership,
     NodeId,
@@ -54,10 +50,12 @@ from kvnode.raft.types import (
 )
 from kvnode.replica import pods
 from kvnode.replica.addresses import AddressBook
+from kvnode.replica.administration import Administration
 from kvnode.replica.codec import decode, encode
 from kvnode.replica.facade import Consistency, PodStatus, ReadView, Status
 from kvnode.replica.formation import Formation
 from kvnode.replica.forwarding import Forwarder
+from kvnode.replica.peers import PeerFinder
 from kvnode.replica.recovery import recover
 from kvnode.replica.requests import Desk, ReadRequest, WriteRequest
 from kvnode.replica.service import Service
@@ -123,6 +121,8 @@ class Replica:
         self.desk.callback_failed = self._callback_failed
         self.book = AddressBook()
         self.formation = Formation(self)
+        self.admin = Administration(self)
+        self.peers = PeerFinder(self)
         self.steward = Steward(self)
         self.upkeep = Upkeep(self)
         self.sender = SnapshotSender(self)
@@ -142,10 +142,6 @@ class Replica:
         self._spread_due = False
         self._ticks = 0
         self._known: tuple[Role, Term, NodeId | None] = (Role.FOLLOWER, Term(0), None)
-        self._watched: list[tuple[LogId, float, Callable[[KvnodeError | None], None]]] = []
-        self._looking = False
-        self._next_look = 0.0
-        self._peers: dict[NodeId, tuple[str, ...]] = {}
         transport.handler = self
         transport.is_removed = self._is_removed
 
@@ -179,7 +175,7 @@ class Replica:
             self.state = "bootstrapping"
         if self.receiver.loading:
             self.receiver.discard_loaded()
-        self.refresh_peers()
+        self.peers.refresh()
         self.formation.start()
         if self.raft.membership.voters == {self.raft.id}:
             self.raft.campaign()
@@ -190,7 +186,7 @@ class Replica:
         """Hand leadership over, then stop. Requests that are still open are answered."""
         self.state, self.reason = "stopping", "this node is shutting down"
         deadline = self.scheduler.time() + self.settings.stop_wait_s
-        self.transfer_here(None, lambda _value, _error: None)
+        self.admin.transfer_here(None, lambda _value, _error: None)
         self._stop_soon(deadline, done)
 
     def _stop_soon(self, deadline: float, done: Callable[[], None]) -> None:
@@ -274,7 +270,7 @@ class Replica:
         self.transport.hello = self.transport.hello._replace(cluster_id=cluster_id)
         self.state, self.reason = "running", ""
         self.trace("cluster_joined", {"cluster": cluster_id, "term": self.raft.term})
-        self.refresh_peers()
+        self.peers.refresh()
         self.wake()
 
     def _is_removed(self, node_id: NodeId) -> bool:
@@ -292,8 +288,8 @@ class Replica:
         now = self.scheduler.time()
         if self._ticks % SWEEP_TICKS == 0:
             self.desk.sweep(now)
-            self._sweep_watched(now)
-            self._look_for_peers(now)
+            self.admin.sweep(now)
+            self.peers.look(now)
             self._learn_catch_up()
         if self._ticks % (4 * SWEEP_TICKS) == 0 and self.cluster_id:
             self._guarded(self.upkeep.run, now)
@@ -318,46 +314,6 @@ class Replica:
                 self.catch_up_index = Index(max(1, self.store.applied_index))
 
         self.read(Consistency.CONSISTENT, known)
-
-    def _look_for_peers(self, now: float) -> None:
-        """While a member cannot be reached, ask discovery for more addresses (RC-53)."""
-        if self._looking or now < self._next_look or not self.cluster_id:
-            return
-        if all(self.transport.connected().get(node) for node in self._peers) and self._peers:
-            return
-        if not self.settings.has_discovery:
-            return
-        self._looking = True
-
-        def found(addresses: list[str] | None, _error: KvnodeError | None) -> None:
-            self._looking = False
-            pause = self.settings.discovery_interval_s * (1 + 2 * self.rng.random())
-            self._next_look = self.scheduler.time() + pause
-            if addresses and not self.stopped:
-                self.book.seeds = list(addresses)
-                self.refresh_peers()
-
-        self.discover(found)
-
-    def refresh_peers(self) -> None:
-        """Tell the transport whom to stay connected with, and where they may be found."""
-        membership = self.raft.membership
-        wanted = set(membership.voters | membership.learners)
-        pledge = self.formation.pledge
-        if pledge is not None:
-            wanted |= {member.node_id for member in pledge.members}
-            membership = Membership(members=pledge.members)
-        elif self.raft.id not in wanted:
-            # A learner that knows no membership yet answers whoever greets it from its cluster.
-            wanted |= {hello.node_id for hello in self.contact.greeters(self.cluster_id)}
-        wanted.discard(self.raft.id)
-        peers = {
-            node: self.book.candidates(node, membership, self.transport.hello.address)
-            for node in sorted(wanted)
-        }
-        if peers != self._peers:
-            self._peers = peers
-            self.transport.set_peers(peers)
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -397,57 +353,13 @@ class Replica:
             return
         self.wake()
 
-    def ask_leader(self, method: str, payload: Any, done: Done[Any]) -> None:
-        """Ask the leader, one hop."""
-        leader = self.raft.leader_id
-        if leader is None or leader == self.raft.id:
-            self.scheduler.call_soon(done, None, NoLeader("No cluster leader"))
-            return
-        self.transport.request(leader, method, payload, self.settings.leader_wait_s, done)
-
     def remove_member(self, node_id: NodeId, done: Done[Any]) -> None:
-        """Remove a member, through the leader. A leader that removes itself hands over first."""
-        if self.is_leader and node_id == self.raft.id and len(self.raft.membership.voters) > 1:
-            self.transfer_here(
-                None, lambda _value, _error: self.ask_leader("remove", node_id, done)
-            )
-        elif self.is_leader:
-            self.steward.remove(node_id, done)
-        else:
-            self.ask_leader("remove", node_id, done)
+        """Remove a member; see ``ReplicaFacade``."""
+        self.admin.remove_member(node_id, done)
 
     def transfer_leadership(self, target: NodeId | None, done: Done[Any]) -> None:
-        """Hand leadership over, wherever it is now."""
-        if self.is_leader:
-            self.transfer_here(target, done)
-        else:
-            self.ask_leader("transfer", target or "", done)
-
-    def transfer_here(self, target: NodeId | None, done: Done[Any]) -> None:
-        """This node, as the leader, hands over; answers once somebody else leads."""
-        raft = self.raft
-        if not self.is_leader:
-            self.scheduler.call_soon(done, None, NotLeader(raft.leader_id))
-            return
-        others = [n for n in sorted(raft.membership.voters & raft.reachable()) if n != raft.id]
-        if target is None and others:
-            target = max(others, key=raft.match_index)
-        if target is None or target not in raft.membership.voters or target == raft.id:
-            error = MembershipRefused("there is no other voter to hand leadership to")
-            self.scheduler.call_soon(done, None, error)
-            return
-        raft.transfer_leadership(target)
-        self._await_successor(raft.term, done)
-        self.wake()
-
-    def _await_successor(self, term: Term, done: Done[Any]) -> None:
-        raft = self.raft
-        if raft.term > term and raft.leader_id is not None:
-            done(raft.leader_id, None)
-        elif self.stopped or (self.is_leader and raft.term == term and not raft.is_transferring):
-            done(None, Timeout("leadership was not taken over in time", took_effect="no"))
-        else:
-            self.scheduler.call_later(self.settings.tick_s, self._await_successor, term, done)
+        """Hand leadership over; see ``ReplicaFacade``."""
+        self.admin.transfer_leadership(target, done)
 
     def pods(self, addresses: tuple[str, ...], done: Done[list[PodStatus]]) -> None:
         """Ask every pod for its state."""
@@ -456,29 +368,6 @@ class Replica:
     def status(self) -> Status:
         """This node's state."""
         return describe(self)
-
-    def when_committed(
-        self, position: LogId, timeout_s: float, done: Callable[[KvnodeError | None], None]
-    ) -> None:
-        """Answer when the entry at ``position`` is committed, or certainly will not be."""
-        self._watched.append((position, self.scheduler.time() + timeout_s, done))
-
-    def _sweep_watched(self, now: float) -> None:
-        if not self._watched:
-            return
-        log, open_ones = self.raft.log, self._watched
-        self._watched = []
-        for item in open_ones:
-            position, deadline, done = item
-            term = log.term_at(position.index)
-            if position.index <= log.commit_index and term in (position.term, None):
-                done(None)
-            elif term is not None and term != position.term:
-                done(LeadershipLost("leadership lost while committing log", took_effect="no"))
-            elif now >= deadline:
-                done(Timeout("the change was not committed in time", took_effect="unknown"))
-            else:
-                self._watched.append(item)
 
     # -- the turn -----------------------------------------------------------------------------------
 
@@ -551,7 +440,7 @@ class Replica:
         if ready.snapshot is not None:
             self.desk.skipped_to(ready.snapshot.last.index)
             self.receiver.accepted(ready.snapshot)
-            self.refresh_peers()
+            self.peers.refresh()
         if ready.committed:
             self._apply(ready.committed)
         for index, reads in ready.reads:
@@ -589,9 +478,8 @@ class Replica:
             for entry, result in zip(committed, results, strict=True):
                 desk.applied(entry.index, entry.term, result)
         if membership_changed:
-            self.refresh_peers()
-        if self._watched:
-            self._sweep_watched(self.scheduler.time())
+            self.peers.refresh()
+        self.admin.sweep(self.scheduler.time())
         if self.is_leader and not self._spread_due:
             self._spread_due = True
             self.scheduler.call_later(self.settings.commit_spread_s, self._spread_commit)
@@ -637,7 +525,7 @@ class Replica:
             self.contact.leader_known(raft.leader_id is not None)
             if raft.leader_id is not None:
                 self.trace("leader_known", {"term": raft.term, "leader": raft.leader_id})
-            self.refresh_peers()
+            self.peers.refresh()
         if self.desk.writes or self.desk.reads:
             self._flush_waiting()
 
@@ -700,7 +588,7 @@ class Replica:
             self.contact.greeted(sender)
         self.formation.greeted(sender)
         if news:
-            self.refresh_peers()
+            self.peers.refresh()
         self.wake()
 
     def on_unreachable(self, node_id: NodeId) -> None:

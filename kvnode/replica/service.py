@@ -77,7 +77,7 @@ class Service:
         elif replica.is_leader:
             replica.steward.join(member, _answer(reply, fail))
         else:
-            replica.ask_leader("join_hop", list(member), _answer(reply, fail))
+            replica.admin.ask_leader("join_hop", list(member), _answer(reply, fail))
 
     # -- members only -----------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class Service:
 
     def _transfer(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         target = NodeId(payload) if isinstance(payload, str) and payload else None
-        self._replica.transfer_here(target, _answer(reply, fail))
+        self._replica.admin.transfer_here(target, _answer(reply, fail))
 
 
 def _answer(reply: Reply, fail: Fail) -> Callable[[Any, KvnodeError | None], None]:

@@ -129,5 +129,7 @@ class Steward:
             done(None, error)
             return
         replica.trace(what, {"term": position.term, "index": position.index, "member": node_id})
-        replica.when_committed(position, JOIN_TIMEOUT_S, lambda error: done(replica.raft.id, error))
+        replica.admin.when_committed(
+            position, JOIN_TIMEOUT_S, lambda error: done(replica.raft.id, error)
+        )
         replica.wake()
