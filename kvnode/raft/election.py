@@ -52,6 +52,12 @@ def has_heard_leader(core: Core) -> bool:
     )
 
 
+def suspect_leader(core: Core, node: NodeId) -> None:
+    """The leader's connection broke: count as if it had been silent for a minimum time-out."""
+    if core.role is Role.FOLLOWER and core.leader_id == node:
+        core.elapsed = max(core.elapsed, core.config.election_ticks)
+
+
 def handle_pre_vote(core: Core, message: PreVote) -> None:
     """Would I vote for this node? Changes no state (RC-13, RC-15)."""
     if has_heard_leader(core):

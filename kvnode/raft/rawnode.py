@@ -276,8 +276,14 @@ class RawNode:
             replication.spread_commit(self._core)
 
     def report_unreachable(self, node: NodeId) -> None:
-        """The connection to a member broke; messages on it may be lost."""
+        """The connection to a member broke; messages on it may be lost.
+
+        When it was the leader's, its process has probably ended: stop vouching for it to others, and
+        let the time-out run out sooner. If it lives, its next heartbeat takes that back, and the poll
+        before an election protects it meanwhile (thesis §9.6).
+        """
         replication.report_unreachable(self._core, node)
+        election.suspect_leader(self._core, node)
 
     def report_snapshot(self, node: NodeId, reached: Index | None) -> None:
         """A snapshot stream to a member ended, see ``replication.report_snapshot``."""
