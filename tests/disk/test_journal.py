@@ -1,0 +1,348 @@
+"""Laws of ``kvnode.disk.journal``; crashes have their own file."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from kvnode.disk.files import OsFileSystem
+from kvnode.disk.journal import (
+    Compact,
+    JournalCore,
+    Operation,
+    Reset,
+    Save,
+    ThreadJournal,
+    open_journal,
+)
+from kvnode.errors import CorruptLog, DirectoryInUse, DiskFailed, InvariantBroken, KvnodeError
+from kvnode.ports import Journal, LogBase, Recovered
+from kvnode.raft.types import (
+    ZERO,
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    LogId,
+    Membership,
+    NodeId,
+    Term,
+)
+from tests.disk.crash_disk import CrashDisk
+
+TERM_1 = HardState(Term(1), None)
+
+
+def entry(index: int, term: int = 1, data: bytes = b"v") -> Entry:
+    return Entry(Index(index), Term(term), EntryKind.COMMAND, data)
+
+
+def base(index: int, term: int = 1) -> LogBase:
+    return LogBase(LogId(Index(index), Term(term)), Membership())
+
+
+def fresh(check: Callable[[], None] = lambda: None) -> tuple[CrashDisk, JournalCore]:
+    disk = CrashDisk(capacity=1 << 20)
+    core, found = open_journal(disk, "/d/raft", fresh=True, check=check)
+    assert found == Recovered(HardState(Term(0), None), LogBase(ZERO, Membership()), [])
+    core.run([Save(TERM_1, [])])
+    return disk, core
+
+
+def read(disk: CrashDisk) -> Recovered:
+    disk.crash()
+    core, found = open_journal(disk, "/d/raft", fresh=False)
+    core.close()
+    return found
+
+
+def test_consecutive_saves_share_one_sync() -> None:
+    """Group commit."""
+    disk, core = fresh()
+    syncs, before = sum(disk.syncs.values()), core.syncs
+    core.run([Save(None, [entry(i)]) for i in range(1, 51)])
+    assert sum(disk.syncs.values()) - syncs == core.syncs - before == 1
+    assert len(read(disk).entries) == 50
+
+
+def test_saves_that_wait_together_replace_each_other_as_they_would_on_disk() -> None:
+    disk, core = fresh()
+    core.run([Save(None, [entry(1), entry(2), entry(3)])])
+    core.run(
+        [
+            Save(None, [entry(4), entry(5)]),
+            Save(HardState(Term(2), None), [entry(5, 2), entry(6, 2)]),
+            Save(HardState(Term(3), NodeId("a")), [entry(2, 3)]),
+            Save(None, [entry(3, 3)]),
+        ]
+    )
+    found = read(disk)
+    assert found.hard_state == HardState(Term(3), NodeId("a"))
+    assert found.entries == [entry(1), entry(2, 3), entry(3, 3)]
+
+
+def test_nothing_to_save_is_not_synced() -> None:
+    disk, core = fresh()
+    operations = disk.operations
+    core.run([Save(None, []), Save(None, ())])
+    assert disk.operations == operations
+
+
+def test_operations_keep_their_order_around_compact_and_reset() -> None:
+    disk, core = fresh()
+    group: list[Operation] = [
+        Save(None, [entry(1), entry(2)]),
+        Compact(base(1)),
+        Save(None, [entry(3)]),
+        Save(HardState(Term(2), None), []),
+        Reset(base(9, 2)),
+        Save(None, [entry(10, 2)]),
+    ]
+    core.run(group)
+    assert read(disk) == Recovered(HardState(Term(2), None), base(9, 2), [entry(10, 2)])
+
+
+def test_an_entry_of_a_term_that_the_hard_state_has_not_seen_is_refused() -> None:
+    """Else a crash could leave a log that is ahead of the node's own term."""
+    _, core = fresh()
+    with pytest.raises(InvariantBroken, match="later term"):
+        core.run([Save(None, [entry(1, 2)])])
+
+
+def test_a_second_vote_in_one_group_is_refused() -> None:
+    """RC-2: also when only the last state of the group would be written."""
+    _, core = fresh()
+    votes = [Save(HardState(Term(2), NodeId(who)), []) for who in ("a", "b")]
+    with pytest.raises(InvariantBroken, match="second vote"):
+        core.run(votes)
+
+
+def test_a_bug_is_an_invariant_broken_and_stops_the_journal() -> None:
+    _, core = fresh()
+    with pytest.raises(InvariantBroken, match="the journal broke"):
+        core.run([Save(None, [None])])  # type: ignore[list-item]
+    with pytest.raises(InvariantBroken):
+        core.run([Save(None, [entry(1)])])
+
+
+def test_nothing_is_written_once_the_directory_was_taken_over() -> None:
+    """RC-52: the check runs before each group, and before each compaction."""
+    taken = False
+
+    def check() -> None:
+        if taken:
+            raise DirectoryInUse("process 7 on host x took this data directory over")
+
+    for operation in (Save(None, [entry(2)]), Compact(base(1)), Reset(base(5))):
+        taken = False
+        disk, core = fresh(check)
+        core.run([Save(None, [entry(1)])])
+        taken = True
+        operations = disk.operations
+        with pytest.raises(DirectoryInUse):
+            core.run([operation])
+        core.maintain()
+        assert disk.operations == operations
+        with pytest.raises(DirectoryInUse):
+            core.run([operation])
+
+
+def test_a_missing_directory_is_an_error_unless_the_node_is_new() -> None:
+    """RC-50."""
+    with pytest.raises(CorruptLog, match="/d/raft: missing"):
+        open_journal(CrashDisk(), "/d/raft", fresh=False)
+
+
+@pytest.mark.parametrize("name", ["base", "hard_state"])
+def test_a_missing_file_beside_segments_is_an_error_also_for_a_new_node(name: str) -> None:
+    disk, core = fresh()
+    core.close()
+    disk.unlink(f"/d/raft/{name}")
+    with pytest.raises(CorruptLog, match=f"/d/raft/{name}: missing"):
+        open_journal(disk, "/d/raft", fresh=True)
+
+
+def test_an_old_copy_of_the_hard_state_is_noticed_by_the_log() -> None:
+    """RC-54, as far as one node can see it."""
+    disk, core = fresh()
+    old = bytes(disk.inode("/d/raft/hard_state").durable)
+    core.run([Save(HardState(Term(2), None), [entry(1, 2)])])
+    core.close()
+    disk.damage("/d/raft/hard_state", old)
+    with pytest.raises(CorruptLog, match="an old copy of the file"):
+        open_journal(disk, "/d/raft", fresh=False)
+
+
+def test_maintain_reports_a_disk_without_room_for_the_next_segment() -> None:
+    disk, core = fresh()
+    disk.capacity = disk.used() + 1000
+    core.maintain()
+    assert core.spare_missing
+    assert core.failure is None
+    disk.capacity = 1 << 20
+    core.maintain()
+    assert not core.spare_missing
+
+
+# ---------------------------------------------------------------- on a thread
+
+
+class Blocked(CrashDisk):
+    """Every group waits until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=1 << 20)
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+
+@pytest.fixture
+def disk() -> Blocked:
+    return Blocked()
+
+
+@pytest.fixture
+async def journal(disk: Blocked) -> Iterator[ThreadJournal]:
+    core, _ = open_journal(disk, "/d/raft", fresh=True, check=lambda: _wait(disk.may_go_on))
+    journal = ThreadJournal(core, asyncio.get_running_loop())
+    yield journal  # type: ignore[misc]
+    disk.may_go_on.set()
+    journal.close()
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(10)
+
+
+class Calls:
+    """Records completions and lets a test wait for them."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, KvnodeError | None]] = []
+        self._changed = asyncio.Event()
+
+    def done(self, number: int) -> Callable[[KvnodeError | None], None]:
+        def call(error: KvnodeError | None) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            self.seen.append((number, error))
+            self._changed.set()
+
+        return call
+
+    async def wait(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.seen) < count:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+async def test_completions_come_in_order_in_a_later_turn(journal: ThreadJournal) -> None:
+    _: Journal = journal
+    calls = Calls()
+    saves: list[Sequence[Entry]] = [[], [entry(1)], [], [entry(2)], []]
+    journal.save(TERM_1, [], calls.done(0))
+    for number, entries in enumerate(saves, start=1):
+        journal.save(None, entries, calls.done(number))
+    journal.compact(base(1), calls.done(6))
+    journal.reset(base(5), calls.done(7))
+    journal.save(None, [], calls.done(8))
+    assert calls.seen == []
+    assert journal.pending() == 9
+    await calls.wait(9)
+    assert calls.seen == [(n, None) for n in range(9)]
+    assert journal.pending() == 0
+
+
+async def test_an_empty_save_completes_without_the_thread_but_not_inside_the_call(
+    journal: ThreadJournal, disk: Blocked
+) -> None:
+    calls = Calls()
+    operations = disk.operations
+    journal.save(None, [], calls.done(1))
+    assert calls.seen == []
+    await calls.wait(1)
+    assert disk.operations == operations
+
+
+async def test_calls_that_wait_share_a_sync(journal: ThreadJournal, disk: Blocked) -> None:
+    calls = Calls()
+    journal.save(TERM_1, [], calls.done(0))
+    await calls.wait(1)
+    disk.may_go_on.clear()
+    journal.save(None, [entry(1)], calls.done(1))
+    await asyncio.sleep(0.05)  # the thread takes the first call, or all: both are right
+    before = journal.syncs
+    for number in range(2, 30):
+        journal.save(None, [entry(number)], calls.done(number))
+    disk.may_go_on.set()
+    await calls.wait(30)
+    assert journal.syncs - before <= 2
+
+
+async def test_after_a_failure_every_call_fails_with_the_same_error(
+    journal: ThreadJournal, disk: Blocked
+) -> None:
+    """RC-8."""
+    calls = Calls()
+    journal.save(TERM_1, [], calls.done(0))
+    await calls.wait(1)
+    disk.may_go_on.clear()
+    disk.fail_at = disk.operations + 2
+    journal.save(None, [entry(1)], calls.done(1))
+    journal.save(None, [], calls.done(2))
+    journal.compact(base(0, 0), calls.done(3))
+    disk.may_go_on.set()
+    await calls.wait(4)
+    journal.save(None, [entry(2)], calls.done(4))
+    journal.save(None, [], calls.done(5))
+    await calls.wait(6)
+    errors = [error for _, error in calls.seen[1:]]
+    assert [number for number, _ in calls.seen] == [0, 1, 2, 3, 4, 5]
+    assert isinstance(errors[0], DiskFailed)
+    assert all(error is errors[0] for error in errors)
+    assert disk.after_failure == 0
+
+
+async def test_more_waiting_calls_than_the_bound_stop_the_journal() -> None:
+    disk = Blocked()
+    core, _ = open_journal(disk, "/d/raft", fresh=True, check=lambda: _wait(disk.may_go_on))
+    journal = ThreadJournal(core, asyncio.get_running_loop(), operations_max=10)
+    calls = Calls()
+    disk.may_go_on.clear()
+    for number in range(30):
+        journal.save(HardState(Term(number + 1), None), [], calls.done(number))
+    disk.may_go_on.set()
+    await calls.wait(30)
+    assert isinstance(calls.seen[-1][1], InvariantBroken)
+    assert [number for number, _ in calls.seen] == list(range(30))
+    journal.close()
+
+
+async def test_close_finishes_what_waits_and_refuses_what_comes() -> None:
+    disk = CrashDisk(capacity=1 << 20)
+    core, _ = open_journal(disk, "/d/raft", fresh=True)
+    journal = ThreadJournal(core, asyncio.get_running_loop())
+    calls = Calls()
+    journal.save(TERM_1, [entry(1)], calls.done(1))
+    journal.close()
+    journal.close()
+    journal.save(None, [entry(2)], calls.done(2))
+    await calls.wait(2)
+    assert calls.seen[0] == (1, None)
+    assert isinstance(calls.seen[1][1], DiskFailed)
+    assert read(disk).entries == [entry(1)]
+
+
+async def test_on_the_real_file_system(tmp_path: str) -> None:
+    core, _ = open_journal(OsFileSystem(), f"{tmp_path}/raft", fresh=True)
+    journal = ThreadJournal(core, asyncio.get_running_loop())
+    calls = Calls()
+    journal.save(TERM_1, [entry(i, data=b"x" * i) for i in range(1, 200)], calls.done(1))
+    await calls.wait(1)
+    journal.close()
+    core, found = open_journal(OsFileSystem(), f"{tmp_path}/raft", fresh=False)
+    core.close()
+    assert found.entries == [entry(i, data=b"x" * i) for i in range(1, 200)]
