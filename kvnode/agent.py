@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +28,7 @@ import structlog
 from kvnode import __version__
 from kvnode.addresses import Address, parse_address
 from kvnode.config import Config, Loaded, SettingError
+from kvnode.discovery import Discovery, DnsSettings
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
 from kvnode.disk.journal import ThreadJournal
@@ -36,6 +36,7 @@ from kvnode.disk.rocks_engine import RocksEngineFactory, RocksSettings
 from kvnode.disk.snapshots import FileSnapshotStore
 from kvnode.disk.worker import ThreadWorker
 from kvnode.errors import (
+    BadRequest,
     CorruptLog,
     DirectoryInUse,
     DiskFailed,
@@ -47,7 +48,7 @@ from kvnode.errors import (
 from kvnode.http.context import HttpContext, HttpSettings
 from kvnode.http.server import HttpServer
 from kvnode.logs import Logs
-from kvnode.ports import Done, Hello
+from kvnode.ports import Hello
 from kvnode.replica.replica import Replica
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.transport.handshake import PROTOCOL
@@ -86,6 +87,9 @@ def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
         try:
             with _pid_file(config.pid_file), asyncio.Runner(loop_factory=_new_loop()) as runner:
                 return runner.run(Agent(config, logs, read_again).run())
+        except (BadRequest, SettingError) as error:
+            _LOG.error("settings_refused", error=str(error))
+            return 2
         except MustStop as error:
             _LOG.error("node_cannot_start", error=str(error), advice=_advice(error, config))
         except OSError as error:
@@ -99,8 +103,13 @@ class Agent:
     """One run of one node, inside its event loop."""
 
     def __init__(self, config: Config, logs: Logs, read_again: Callable[[], Loaded]) -> None:
-        """Nothing is opened yet."""
+        """Nothing is opened yet.
+
+        Raises:
+            BadRequest: ``--retry-join`` holds what is no address.
+        """
         self._config = config
+        self._discovery = _discovery(config)
         self._logs = logs
         self._read_again = read_again
         self._stop = asyncio.Event()
@@ -146,7 +155,7 @@ class Agent:
             transport = TcpTransport(hello, bind_host=config.bind, bind_port=config.peer_port)
             parts.push_async_callback(transport.close)
 
-            discovery = _discovery(config)
+            parts.push_async_callback(self._discovery.close)
             replica = Replica(
                 settings=_replica_settings(config),
                 identity=data_dir.identity_store(worker),
@@ -158,7 +167,7 @@ class Agent:
                 transport=transport,
                 scheduler=loop,
                 rng=random.Random(),
-                discover=partial(self._discover, discovery),
+                discover=self._discovery.discover,
                 on_fatal=self._fatal,
                 trace=_trace,
             )
@@ -172,7 +181,7 @@ class Agent:
                 HttpContext(
                     replica=replica,
                     settings=_http_settings(config),
-                    pod_addresses=discovery.addresses,
+                    pod_addresses=self._pod_addresses,
                     reload=self._reload,
                     leave=self._leave,
                 )
@@ -189,10 +198,12 @@ class Agent:
         """Listen, then speak: peers are told an HTTP address that answers already."""
         config = self._config
         if config.http_port >= 0:
-            await http.start(config.client, config.http_port)
+            with _naming("--http-port", config.client, config.http_port):
+                await http.start(config.client, config.http_port)
             address = _http_address(config, http.port)
             transport.hello = transport.hello._replace(http_address=address)
-        await transport.start()
+        with _naming("--peer-port", config.bind, config.peer_port):
+            await transport.start()
         replica.start()
         # What was made so far lives as long as the process; the collector need not look at it again.
         gc.collect()
@@ -221,18 +232,8 @@ class Agent:
 
     # -- what the parts ask for ---------------------------------------------------------------------
 
-    def _discover(self, discovery: Discovery, done: Done[list[str]]) -> None:
-        """Give the driver one round of discovery as a completion."""
-
-        async def look() -> None:
-            try:
-                found = await discovery.addresses()
-            except KvnodeError as error:
-                done(None, error)
-            else:
-                done(found, None)
-
-        self._spawn(look(), "discover")
+    async def _pod_addresses(self) -> list[str]:
+        return [seed.address for seed in await self._discovery.lookup()]
 
     def _spawn(self, work: Any, name: str) -> None:
         """Run something short; the set keeps it alive until it is done."""
@@ -308,19 +309,17 @@ class Agent:
         os._exit(code)
 
 
-class Discovery:
-    def __init__(self, config: Config) -> None:
-        self._seeds = [str(parse_address(a, config.peer_port)) for a in config.retry_join]
-
-    async def addresses(self) -> list[str]:
-        return self._seeds
+# -- from settings to parts -------------------------------------------------------------------------
 
 
 def _discovery(config: Config) -> Discovery:
-    return Discovery(config)
-
-
-# -- from settings to parts -------------------------------------------------------------------------
+    dns = None
+    if config.join_srv:
+        name = config.join_srv
+        if name.endswith(".svc"):
+            name = f"{name}.{config.domain.strip('.')}."
+        dns = DnsSettings(name=name, peer_port=config.peer_port, nameservers=config.dns_servers)
+    return Discovery(retry_join=config.retry_join, peer_port=config.peer_port, dns=dns)
 
 
 def _replica_settings(config: Config) -> ReplicaSettings:
@@ -416,6 +415,21 @@ def _tune_interpreter() -> None:
     # Requests make garbage without cycles. The default of 700 would walk young objects hundreds of
     # times a second for nothing, and all objects every so often, which is a pause.
     gc.set_threshold(20_000, 20, 50)
+
+
+@contextmanager
+def _naming(flag: str, host: str, port: int) -> Iterator[None]:
+    """Let a failure to listen name the setting to change.
+
+    Raises:
+        OSError: With the flag, the address and the system's own words.
+    """
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0  # below 0: the resolver's, with a text of its own
+        why = os.strerror(number) if number > 0 else str(error)
+        raise OSError(f"{flag}: cannot listen on {Address(host, port)}: {why}") from error
 
 
 @contextmanager

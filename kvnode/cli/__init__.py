@@ -13,5 +13,5 @@ did not fit, a refusal, nobody answers); 2 the command itself is wrong.
 Invariants:
 
 - Only processes that were started here are ever ended here.
-- Only this package prints.
+- Only this package prints; everything below it logs.
 """
