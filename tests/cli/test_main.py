@@ -1,0 +1,88 @@
+"""The entry point: words, versions and exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kvnode import __version__
+from kvnode.cli import agent_command
+from kvnode.cli.commands import app
+from kvnode.cli.main import two_dashes, version_text
+from kvnode.config import SETTINGS
+
+
+def test_the_first_line_of_version_is_ours() -> None:
+    assert version_text("kvnode", ()).splitlines()[0] == f"kvnode v{__version__}"
+
+
+def test_called_as_consul_the_first_line_is_consuls() -> None:
+    """Suites that start a server themselves compare this line (spec §15)."""
+    assert version_text("consul", ()).splitlines()[0] == "Consul v1.22.0"
+
+
+def test_version_as_json() -> None:
+    assert json.loads(version_text("kvnode", ("--output=json",)))["version"] == __version__
+
+
+@pytest.mark.parametrize("words", [["version"], ["--version"]])
+def test_a_link_called_consul_answers_as_consul(words: list[str], tmp_path: Path) -> None:
+    link = tmp_path / "consul"
+    link.write_text(f"#!{sys.executable}\nfrom kvnode.cli.main import main\nmain()\n")
+    link.chmod(0o755)
+    done = subprocess.run([link, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Consul v1.22.0\n")
+
+
+def test_consuls_single_dashes_become_two() -> None:
+    given = ["kv", "put", "-http-addr=h:1", "-cas", "0", "-", "-5", "-o", "json", "--", "-x-y"]
+    assert two_dashes(given) == [
+        "kv", "put", "--http-addr=h:1", "--cas", "0", "-", "-5", "-o", "json", "--", "-x-y",
+    ]  # fmt: skip
+
+
+def test_the_help_names_every_command() -> None:
+    text = CliRunner().invoke(app, ["--help"]).output
+    for word in ("agent", "dev", "kv", "members", "operator", "version"):
+        assert f" {word} " in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["kv", "get"], ["kv", "put"], ["kv", "delete"], ["kv", "list"], ["members"], ["dev"],
+     ["operator", "raft", "list-peers"], ["operator", "raft", "remove-peer"],
+     ["operator", "raft", "transfer-leader"]],
+)  # fmt: skip
+def test_every_help_has_an_example(words: list[str]) -> None:
+    """Help must be enough to work by."""
+    assert "Example" in CliRunner().invoke(app, [*words, "--help"]).output
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert CliRunner().invoke(app, ["kv", "get"]).exit_code == 2
+    assert CliRunner().invoke(app, ["nonsense"]).exit_code == 2
+
+
+def test_the_agents_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert agent_command.run(["-help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {setting.flag}" in text for setting in SETTINGS.values())
+
+
+def test_a_bad_setting_is_exit_code_2_and_names_the_flag(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert agent_command.run(["--data-dir=/x", "-http-port=many"]) == 2
+    assert capsys.readouterr().err.startswith("kvnode agent: -http-port: 'many'")
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvnode", "version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("kvnode v")
