@@ -89,18 +89,25 @@ class JournalCore:
             self.failure = InvariantBroken(f"the journal broke: {error!r}")
             raise self.failure from error
 
-    def maintain(self) -> None:
-        """Prepare for later work while nobody waits: see ``RaftLog.prepare``. Never raises."""
+    def maintain(self) -> bool:
+        """Do a piece of the work that nobody waits for: see ``RaftLog.prepare``. Never raises.
+
+        Returns:
+            Whether there is more to do. A few milliseconds at most each time.
+        """
         if self.failure is not None or not self._log.wants_spare:
-            return
+            return False
         try:
             self._check()
-            self._log.prepare()
+            more = self._log.prepare()
             self.spare_missing = False
         except DiskFull:
             self.spare_missing = True
+            return False
         except KvnodeError as error:
             self.failure = error
+            return False
+        return more
 
     def close(self) -> None:
         """Release the files. Everything that was reported durable is."""
@@ -334,8 +341,10 @@ class ThreadJournal:
                 )
             except RuntimeError:
                 return  # the loop was closed under us: nobody is left to be told
-            if failure is None and not self._queue:
-                self._core.maintain()
+            # One piece after each group, and all of them while nobody waits. (Reading the queue
+            # without the lock is fine: at worst a call waits for one more piece.)
+            while failure is None and self._core.maintain() and not self._queue:
+                pass
 
     def _complete_group(
         self, dones: list[Callable[[KvnodeError | None], None]], failure: KvnodeError | None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from kvnode.disk.base_file import BaseRecord, read_base, write_base
 from kvnode.disk.files import SECTOR, File, FileSystem
 from kvnode.disk.log_format import (
-    ALIGN,
     ENTRY_BYTES_MAX,
     SEAL_BYTES,
     Scan,
@@ -22,23 +21,18 @@ from kvnode.disk.log_format import (
     frame_bytes,
     scan,
 )
+from kvnode.disk.spare import Spare
 from kvnode.disk.whole_file import TEMPORARY
 from kvnode.errors import CorruptLog, DiskFull, InvariantBroken
 from kvnode.ports import LogBase
 from kvnode.raft.types import Entry, Index
 
-SEGMENT_BYTES_MAX = 16 << 20
-SEGMENT_BYTES_MIN = 64 << 10
-SEGMENT_FREE_SHARE = 16
-"""A segment takes at most this share (one in ...) of the free space."""
 FREE_BYTES_MIN = 256 << 10
 """Free space below which no new log is made: too small to be of any use."""
 FRAME_BYTES_TARGET = 4 << 20
 """Entries are cut into frames of about this size; a longer entry has a frame of its own."""
 
 _SUFFIX = ".seg"
-_SPARE = "spare" + TEMPORARY
-_PAGE = 4096
 
 
 @dataclass(slots=True)
@@ -70,7 +64,7 @@ class RaftLog:
         self._live = live
         self._file: File = fs.open(live[-1].path)
         self._offset = SECTOR
-        self._spare_bytes = 0
+        self._spare = Spare(fs, directory)
         self.last_index: Index = record.base.last.index
         """Index of the newest entry; the base's when there is none."""
         self.syncs = 0
@@ -91,7 +85,7 @@ class RaftLog:
                 f"{directory}: {free // 1024} KiB free; a new log needs at least "
                 f"{FREE_BYTES_MIN // 1024} KiB. Use a larger volume or free some space"
             )
-        _make_segment(fs, directory, 1, base.last.index + 1, 0)
+        _make_segment(fs, directory, Spare(fs, directory), 1, base.last.index + 1, 0)
         write_base(fs, directory, BaseRecord(base, 1))
 
     @staticmethod
@@ -151,6 +145,7 @@ class RaftLog:
 
     def close(self) -> None:
         """Release the file. Does not sync: everything was."""
+        self._spare.close()
         self._file.close()
 
     # ------------------------------------------------------------------ writing
@@ -201,25 +196,20 @@ class RaftLog:
         self._use(segment)
         self._remove([old.path for old in dropped])
 
-    def prepare(self) -> None:
-        """Make the next segment's file ahead of need. Slow; for moments when nobody waits.
+    def prepare(self) -> bool:
+        """Make a piece of the next segment ahead of need. Returns whether there is more to do.
 
-        Writing the zeros of a segment takes 10 to 150 ms, which would be the latency of whichever
-        batch meets the segment's end. The spare also is the reserve with which a node on a full disk
-        still keeps its votes and its log going (RC-70).
+        For moments when nobody waits: see ``spare``.
 
         Raises:
             DiskFull: No space for a spare. The log itself is not harmed.
         """
-        free = self._fs.free_bytes(self._directory)
-        if free < 2 * SEGMENT_BYTES_MIN:
-            raise DiskFull(f"{self._directory}: {free // 1024} KiB free, too little for a spare")
-        self._spare_bytes = _make_blank(self._fs, self._directory, 0)
+        return self._spare.step()
 
     @property
     def wants_spare(self) -> bool:
         """There is no file ready for the next segment."""
-        return self._spare_bytes == 0
+        return not self._spare.ready
 
     # ------------------------------------------------------------------ inside
 
@@ -249,11 +239,8 @@ class RaftLog:
         self._use(segment)
 
     def _make_next(self, first_index: int, need: int) -> _Segment:
-        wanted = SECTOR + need + SEAL_BYTES
-        spare = self._spare_bytes if self._spare_bytes >= wanted else 0
-        self._spare_bytes = 0
         sequence = self._live[-1].sequence + 1
-        return _make_segment(self._fs, self._directory, sequence, first_index, need, spare)
+        return _make_segment(self._fs, self._directory, self._spare, sequence, first_index, need)
 
     def _use(self, segment: _Segment) -> None:
         self._file.close()
@@ -266,10 +253,8 @@ class RaftLog:
         except DiskFull:
             # Compaction is what frees space, so it must work without any: the spare gives way.
             # This is no second try of a failed sync (RC-8): the new copy was removed, unread.
-            if self._spare_bytes == 0:
+            if not self._spare.drop():
                 raise
-            self._spare_bytes = 0
-            self._remove([f"{self._directory}/{_SPARE}"])
             write_base(self._fs, self._directory, record)
         self._record = record
 
@@ -411,57 +396,18 @@ def _check_unused(fs: FileSystem, path: str, sequence: int, before: str, last: b
 
 
 def _make_segment(
-    fs: FileSystem, directory: str, sequence: int, first_index: int, need: int, spare: int = 0
+    fs: FileSystem, directory: str, spare: Spare, sequence: int, first_index: int, need: int
 ) -> _Segment:
     """Make a segment file, whole and durable before it gets its name (RC-9)."""
-    size = spare or _make_blank(fs, directory, need)
+    size = spare.take(SECTOR + need + SEAL_BYTES)
     header = SegmentHeader(sequence, Index(first_index), size)
-    temporary = f"{directory}/{_SPARE}"
     path = f"{directory}/{_segment_name(sequence, first_index)}"
-    file = fs.open(temporary)
+    file = fs.open(spare.path)
     try:
         file.pwrite(header.encode(), 0)
         file.sync()
     finally:
         file.close()
-    fs.rename(temporary, path)
+    fs.rename(spare.path, path)
     fs.sync_dir(directory)
     return _Segment(sequence, path, size, header.seed, Index(0))
-
-
-def _make_blank(fs: FileSystem, directory: str, need: int) -> int:
-    """Make the spare file: synced zeros for at least ``need`` bytes of frames. Returns its size.
-
-    Takes less when the disk is nearly full, so that the log goes on as long as it can.
-    """
-    least = _round_up(SECTOR + need + SEAL_BYTES)
-    share = fs.free_bytes(directory) // SEGMENT_FREE_SHARE
-    wanted = max(least, min(max(_round_up(share), SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX))
-    try:
-        _make_zeros(fs, directory, wanted)
-    except DiskFull:
-        if wanted == least:
-            raise
-        _make_zeros(fs, directory, least)
-        return least
-    return wanted
-
-
-def _make_zeros(fs: FileSystem, directory: str, size: int) -> None:
-    path = f"{directory}/{_SPARE}"
-    fs.unlink(path)
-    file = fs.create(path)
-    try:
-        try:
-            file.preallocate(size)
-            file.sync()
-        finally:
-            file.close()
-    except DiskFull:
-        fs.unlink(path)
-        raise
-
-
-def _round_up(size: int) -> int:
-    assert _PAGE % ALIGN == 0
-    return -(-size // _PAGE) * _PAGE

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kvnode.disk.base_file import BaseRecord, decode_base, encode_base
 from kvnode.disk.log_format import ENTRY_BYTES_MAX
-from kvnode.disk.raft_log import SEGMENT_BYTES_MIN, RaftLog
+from kvnode.disk.raft_log import RaftLog
+from kvnode.disk.spare import SEGMENT_BYTES_MIN, STEP_BYTES
 from kvnode.errors import CorruptLog, DiskFailed, DiskFull, InvariantBroken
 from kvnode.ports import LogBase
 from kvnode.raft.types import ZERO, Entry, EntryKind, Index, LogId, Membership, NodeId, Term
@@ -119,12 +120,30 @@ def test_a_new_segment_is_synced_and_named_before_the_old_one_is_sealed() -> Non
 def test_a_prepared_segment_makes_a_roll_cheap() -> None:
     disk, log = fresh()
     log.append([entry(1, 1, SEGMENT_BYTES_MIN // 2)])
-    log.prepare()
-    disk.fail_at = None
+    assert not log.prepare()
+    assert not log.wants_spare
     before = disk.syncs["spare.tmp"]
     log.append([entry(2, 1, SEGMENT_BYTES_MIN // 2)])
     assert disk.syncs["spare.tmp"] - before == 1, "only its header; the zeros are there already"
     assert len(segments(disk)) == 2
+
+
+def test_a_segment_is_prepared_in_pieces_and_may_be_taken_half_done() -> None:
+    """A piece is short, so that a save that comes meanwhile waits for one piece and not for all."""
+    disk, log = fresh(capacity=128 << 20)
+    assert len(disk.inode(segments(disk)[0]).now) == 8 << 20
+    for piece in range(1, 4):
+        assert log.prepare()
+        assert len(disk.inode("/d/spare.tmp").now) == piece * STEP_BYTES
+    log.append([entry(1, 1, 5 << 20)])
+    log.append([entry(2, 1, 5 << 20)])
+    assert len(segments(disk)) == 2
+    assert not disk.exists("/d/spare.tmp")
+    pieces = 1
+    while log.prepare():
+        pieces += 1
+    assert 5 < pieces < 9
+    assert [e.index for e in read(disk)[1]] == [1, 2]
 
 
 def test_an_entry_larger_than_a_segment_gets_a_segment_of_its_size() -> None:
