@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +35,14 @@ from rocksdict import (
     WriteBatch,
 )
 
-from kvnode.errors import CorruptLog, DirectoryInUse, DiskFailed, InvariantBroken, MustStop
+from kvnode.errors import (
+    CorruptLog,
+    DirectoryInUse,
+    DiskFailed,
+    DiskFull,
+    InvariantBroken,
+    MustStop,
+)
 from kvnode.store.engine import Rows, Write
 
 WRITE_BUFFER_BYTES: Final = 16 * 1024 * 1024
@@ -79,7 +87,7 @@ def _options(settings: RocksSettings, *, create: bool) -> Options:
     options.set_compression_type(DBCompressionType.lz4())
     # RocksDB's own log files and preallocations would fill a tiny volume.
     options.set_manifest_preallocation_size(min(buffer // 4, 4 * 1024 * 1024))
-    options.set_max_log_file_size(256 * 1024)
+    options.set_max_log_file_size(min(max(buffer // 4, 32 * 1024), 1024 * 1024))
     options.set_keep_log_file_num(2)
     options.set_stats_dump_period_sec(0)
     options.set_stats_persist_period_sec(0)
@@ -96,6 +104,8 @@ def _translate(error: Exception, what: str) -> MustStop:
     text = str(error)
     if "lock hold by" in text or "While lock file" in text:
         return DirectoryInUse(f"{what}: {text}")
+    if "No space left on device" in text or "quota exceeded" in text:
+        return DiskFull(f"{what}: {text}")
     if text.startswith(("Corruption", "Invalid argument", "NotFound", "Not implemented")):
         return CorruptLog(f"{what}: {text}")
     if isinstance(error, (DbClosedError, TypeError, KeyError)):
@@ -181,14 +191,14 @@ class RocksEngine:
         Raises:
             CorruptLog: Nothing readable is there.
             DirectoryInUse: Another engine has it open.
-            DiskFailed: The operating system refused.
+            DiskFailed: The operating system refused; ``DiskFull`` when there is no space.
         """
         self.path = path
         self._on_close = on_close
         self._closed = False
         self._snapshots: set[RocksSnapshot] = set()
         try:
-            self._db = Rdict(str(path), _options(settings, create=create))
+            self._db: Any = Rdict(str(path), _options(settings, create=create))
         except Exception as error:
             raise _translate(error, f"the state engine in {path} could not be opened") from error
 
@@ -256,18 +266,34 @@ class RocksEngine:
         return snapshot
 
     def close(self) -> None:
-        """Close the engine and its snapshots. Does not flush. Waits for background work."""
+        """Close the engine and its snapshots, and release the directory.
+
+        ``rocksdict`` flushes the write buffers into tables on the way and waits for background work, so
+        this may take a while. Nobody may rely on that flush, so its failure is no failure of ours:
+        what is damaged is found by whoever reads it.
+        """
         if self._closed:
             return
         self._closed = True
         for snapshot in list(self._snapshots):
             snapshot.close()
-        try:
-            self._db.close()
-        except Exception as error:
-            raise _translate(error, "the state engine could not be closed") from error
+        database, self._db = self._db, _CLOSED
+        with suppress(Exception):
+            database.close()
+        # When its flush failed it is still open: dropping the last reference closes it.
+        del database
         if self._on_close is not None:
             self._on_close()
+
+
+class _Closed:
+    """Stands where the database was."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise DbClosedError("the engine is closed")
+
+
+_CLOSED: Final = _Closed()
 
 
 def _sync(path: Path) -> None:

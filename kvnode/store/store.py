@@ -177,9 +177,11 @@ class Store:
         """
         return self._meta.kv_index
 
-    def prefix_index(self, prefix: bytes) -> int:
-        """Index of a read of everything under ``prefix``, see ``reads.prefix_index``."""
-        return reads.prefix_index(self.engine, self._meta, prefix)
+    def prefix_index(self, prefix: bytes, pairs: Sequence[KVPair] | None = None) -> int:
+        """Index of a read of everything under ``prefix``; ``pairs`` is what was just read there, if
+        it was. See ``reads.prefix_index``.
+        """
+        return reads.prefix_index(self.engine, self._meta, prefix, pairs)
 
     # --- reading ---------------------------------------------------------------------------
 

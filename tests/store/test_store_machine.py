@@ -192,6 +192,7 @@ class StoreMachine(RuleBasedStateMachine):
         for key in KEYS:
             assert store.get(key) == model.pairs.get(key)
             assert store.prefix_index(key) == model.prefix_index(key)
+            assert store.prefix_index(key, store.list(key)) == model.prefix_index(key)
         assert check(store) == []
 
     def teardown(self) -> None:
