@@ -85,6 +85,8 @@ class App:
             if refusal is not None:
                 close = True
                 response = errors.refuse(refusal, v1=v1, write=method in WRITES)
+            elif request.version < (1, 0):
+                label, response, close = "bad_request", _BAD_TARGET, True
             elif request.version >= (1, 1) and "Host" not in request.headers:
                 label, response, close = "bad_request", _NO_HOST, True
             elif not raw_path.startswith(b"/"):

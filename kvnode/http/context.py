@@ -39,7 +39,7 @@ class HttpSettings:
     """Requests in progress on all connections."""
     pending_bytes_max: int = 64 * 1024 * 1024
     """Bodies of requests in progress, received so far."""
-    pipeline_max: int = 32
+    pipeline_max: int = 16
     """Reads in progress on one connection; more wait in the socket."""
     idle_timeout_s: float = 120.0
     """Longer than the 90 s after which Go clients drop an idle connection, so that they do first."""

@@ -22,7 +22,7 @@ from collections import deque
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from kvnode.http import errors, kv
 from kvnode.http.messages import TEXT_TYPE, Response
@@ -112,6 +112,22 @@ def _read_block(block: bytes) -> Facts | None:
 _read_remembered = lru_cache(maxsize=512)(_read_block)
 
 
+class FullShell(Protocol):
+    """What a connection is handed to: an ``asyncio.Protocol`` that can be told to finish."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection."""
+        ...
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+        ...
+
+    def close(self) -> None:
+        """Close after the requests received so far."""
+        ...
+
+
 class Exchange:
     """One request in progress on a connection, and the slot of its answer."""
 
@@ -152,7 +168,7 @@ class Hub:
         context: HttpContext,
         recorder: Recorder,
         gate: Gate,
-        hand_over_to: Callable[[], asyncio.Protocol],
+        hand_over_to: Callable[[], FullShell],
     ) -> None:
         """Remember the parts. ``hand_over_to`` makes the full shell's protocol, which from then on
         counts the connection as its own.
@@ -228,6 +244,7 @@ class Connection(asyncio.Protocol):
         "_blocked",
         "_buffer",
         "_consuming",
+        "_eof",
         "_held",
         "_last",
         "_leaving",
@@ -261,6 +278,8 @@ class Connection(asyncio.Protocol):
         self._blocked = False
         """The next request waits for those in progress, or for the client to take its answers."""
         self._consuming = False
+        self._eof = False
+        """The client sends nothing more; complete requests in the buffer are still answered."""
         self._odd = False
         """The next request is for the full shell."""
         self._last = False
@@ -320,11 +339,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Answer what was asked completely before the client closed its side."""
-        if self._blocked or self._odd:
-            # Requests in the buffer were asked before the end: they are still answered.
-            return True
-        self._last = True
-        return bool(self._pending)
+        self._eof = True
+        return bool(self._pending) and not self._leaving
 
     def pause_writing(self) -> None:
         """The client does not take its answers: start nothing more for it."""
@@ -497,7 +513,7 @@ class Connection(asyncio.Protocol):
         if self._odd:
             self._hand_over()
             return
-        if self._last:
+        if self._last or self._eof:
             self._leave(now)
             return
         if self._reading_paused:
@@ -536,9 +552,11 @@ class Connection(asyncio.Protocol):
         if self._reading_paused:
             transport.resume_reading()
         protocol = hub.hand_over_to()
-        transport.set_protocol(protocol)
+        transport.set_protocol(cast("asyncio.Protocol", protocol))
         protocol.connection_made(transport)
         protocol.data_received(data)
+        if self._eof:
+            protocol.close()  # once it has answered; it was not told that the client is done
 
     def _refuse(self, response: Response) -> int:
         """Answer a request that is not taken at all, and end the connection."""

@@ -64,8 +64,13 @@ class Wire:
         self.port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
+        self._writers: list[asyncio.StreamWriter] = []
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(self.host, self.port)
+        """Open a raw connection; ``close`` closes it at the latest."""
+        streams = await asyncio.open_connection(self.host, self.port)
+        self._writers.append(streams[1])
+        return streams
 
     async def __call__(
         self,
@@ -87,16 +92,17 @@ class Wire:
         writer.write(message)
         answer = await read_answer(reader, head_only=method == "HEAD")
         if answer.headers.get("connection") == "close":
-            await self.close()
+            writer.close()
+            self._streams = None
         return answer
 
     async def close(self) -> None:
-        if self._streams is not None:
-            writer = self._streams[1]
-            self._streams = None
+        self._streams = None
+        for writer in self._writers:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+        self._writers.clear()
 
 
 class Kv:
