@@ -46,6 +46,7 @@ class Pending:
     """A call under way; finish it with exactly one of the three outcomes."""
 
     recorder: Recorder
+    number: int
     client: str
     kind: Kind
     key: str
@@ -101,7 +102,7 @@ class Pending:
     def _finish(self, operation: Operation | None) -> None:
         assert not self.done, "an operation has one outcome"
         self.done = True
-        self.recorder.open.discard(id(self))
+        del self.recorder.pending[self.number]
         if operation is not None:
             self.recorder.operations.append(operation)
 
@@ -111,7 +112,9 @@ class Recorder:
     """Collects a history. Calls still open at the end must be finished as ``unknown``."""
 
     operations: list[Operation] = field(default_factory=list)
-    open: set[int] = field(default_factory=set)
+    pending: dict[int, Pending] = field(default_factory=dict)
+    """Calls without an outcome yet, by number."""
+    calls: int = 0
 
     def call(
         self,
@@ -124,8 +127,9 @@ class Recorder:
         cas: int | None = None,
     ) -> Pending:
         """Note the call; the caller notes the return on what this gives back."""
-        pending = Pending(self, client, kind, key, now, value, cas)
-        self.open.add(id(pending))
+        self.calls += 1
+        pending = Pending(self, self.calls, client, kind, key, now, value, cas)
+        self.pending[self.calls] = pending
         return pending
 
 

@@ -259,4 +259,4 @@ def test_the_recorder_keeps_what_may_matter() -> None:
     recorder.call("a", "read", "k", 5).ok(6, value="x", index=3)
     kinds = [(op.kind, op.value, op.unknown) for op in recorder.operations]
     assert kinds == [("set", "x", False), ("set", "z", True), ("read", "x", False)]
-    assert not recorder.open
+    assert not recorder.pending

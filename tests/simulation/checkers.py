@@ -17,6 +17,7 @@ it (``observe``). Everything is incremental: the work per event does not grow wi
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -206,38 +207,43 @@ class Invariants:
 
     # -- what is done -------------------------------------------------------------------------
 
-    def started(self, node: NodeId, raw: RawNode) -> None:
-        """A new life of a node begins; its disk must hold what it held."""
-        disk = self.disk(node)
-        if (raw.term, raw.vote) != (disk.term, disk.vote) and raw.term <= disk.term:
-            raise Violation(
-                f"{node} woke up with term {raw.term}, vote {raw.vote}; "
-                f"it had {disk.term}, {disk.vote}"
-            )
-        last = disk.last_index
-        if raw.log.last_index < last or (
-            last > raw.log.base.index and raw.log.term_at(last) != disk.term_at(last)  # type: ignore[arg-type]
-        ):
-            if last and self._must_survive(disk, raw):
-                raise Violation(
-                    f"{node} lost durable entries: had {last}@{disk.term_at(last)}, "
-                    f"woke up with {raw.log.last}"
-                )
-        self._seen[node] = _Seen(term=raw.term)
+    def recovered(
+        self, node: NodeId, hard_state: HardState, base: LogId, entries: Sequence[Entry]
+    ) -> None:
+        """A life begins with what its disk gave back: at least what it is known to hold.
+
+        A write that was under way may have replaced the tail; then the first entry that differs is
+        of a later term than the one it replaced.
+        """
+        disk = self.disks.get(node)
+        if disk is not None:
+            fresh = DurableLog(hard_state.term, hard_state.vote, base, [e.term for e in entries])
+            self._nothing_lost(node, disk, fresh)
+            if disk.base.index < base.index:
+                self.disk_base(node, base, reset=disk.term_at(base.index) != base.term)
+        self.disk_hard_state(node, hard_state)
+        self.disk_entries(node, tuple(entries))
+        self._seen[node] = _Seen(term=hard_state.term)
 
     @staticmethod
-    def _must_survive(disk: DurableLog, raw: RawNode) -> bool:
-        """A write that was under way may have replaced the tail: then the new tail is of a later
-        term than what it replaced.
-        """
-        for index in range(max(raw.log.base.index, disk.base.index) + 1, disk.last_index + 1):
-            held = raw.log.term_at(index)  # type: ignore[arg-type]
-            if held is None:
-                return True
-            had = disk.term_at(index)
-            if held != had:
-                return had is None or held < had
-        return False
+    def _nothing_lost(node: NodeId, disk: DurableLog, fresh: DurableLog) -> None:
+        vote_kept = fresh.vote == disk.vote or disk.vote is None or fresh.term > disk.term
+        if fresh.term < disk.term or not vote_kept:
+            raise Violation(
+                f"{node} woke up with term {fresh.term}, vote {fresh.vote}; "
+                f"it had {disk.term}, {disk.vote}"
+            )
+        for index in range(max(fresh.base.index, disk.base.index + 1), disk.last_index + 1):
+            held, had = fresh.term_at(index), disk.term_at(index)
+            assert had is not None
+            if held == had:
+                continue
+            if held is None or held < had:
+                raise Violation(
+                    f"{node} lost durable entry {index}@{had}; it woke up with {held} there, "
+                    f"and its log ends at {fresh.last_index}"
+                )
+            return
 
     def observe(self, node: NodeId, raw: RawNode) -> None:
         """Look at a core after an event that touched it."""

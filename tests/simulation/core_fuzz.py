@@ -144,7 +144,7 @@ class CoreFuzz:
         )
         node.queue = []
         node.up = True
-        self.invariants.started(node.id, node.raw)
+        self.invariants.recovered(node.id, node.hard_state, node.base, node.entries)
         self.invariants.observe(node.id, node.raw)
 
     # -- one turn of a driver -----------------------------------------------------------------

@@ -143,7 +143,7 @@ class SimDisk:
 
     def create(self, path: str) -> File:
         """See ``FileSystem``."""
-        self._operate(path, write=True)
+        self.operate(path, write=True)
         directory, name = self._parent(path)
         if name in directory.names:
             raise DiskFailed(f"cannot create {path}: File exists")
@@ -169,7 +169,7 @@ class SimDisk:
 
     def mkdir(self, path: str) -> None:
         """See ``FileSystem``."""
-        self._operate(path, write=True)
+        self.operate(path, write=True)
         directory, name = self._parent(path)
         node = directory.names.get(name)
         if node is None:
@@ -181,7 +181,7 @@ class SimDisk:
 
     def rename(self, old: str, new: str) -> None:
         """See ``FileSystem``."""
-        self._operate(new, write=True)
+        self.operate(new, write=True)
         from_dir, from_name = self._parent(old)
         to_dir, to_name = self._parent(new)
         node = from_dir.names.get(from_name)
@@ -195,7 +195,7 @@ class SimDisk:
 
     def unlink(self, path: str) -> None:
         """See ``FileSystem``."""
-        self._operate(path, write=False)
+        self.operate(path, write=False)
         directory, name = self._parent(path)
         if isinstance(directory.names.get(name), _Dir):
             raise DiskFailed(f"cannot remove {path}: Is a directory")
@@ -205,7 +205,7 @@ class SimDisk:
     def sync_dir(self, path: str) -> None:
         """See ``FileSystem``."""
         directory = self._directory(path)
-        self._operate(path, write=False, sync=True)
+        self.operate(path, write=False, sync=True)
         kept = []
         for change in self._changes:
             if any(d is directory for d, _, _ in change.effects):
@@ -310,7 +310,7 @@ class SimDisk:
                 found += self._directories(node, f"{prefix}/{name}")
         return found
 
-    def _operate(self, path: str, *, write: bool, sync: bool = False) -> None:
+    def operate(self, path: str, *, write: bool, sync: bool = False) -> None:
         """Count an operation; crash or fail here when it is its turn."""
         self.operations += 1
         if self.crash_after is not None:
@@ -364,7 +364,7 @@ class _SimFile:
 
     def pwrite(self, data: bytes, offset: int) -> None:
         self._check()
-        self._disk._operate(self._path, write=True)
+        self._disk.operate(self._path, write=True)
         self._grow(offset + len(data))
         self._inode.write(bytes(data), offset)
 
@@ -375,7 +375,7 @@ class _SimFile:
     def sync(self) -> None:
         self._check()
         try:
-            self._disk._operate(self._path, write=False, sync=True)
+            self._disk.operate(self._path, write=False, sync=True)
         except DiskFailed:
             # The kernel marks the pages clean: what was in doubt stays so, whatever is synced later.
             view = bytes(self._inode.data)
@@ -386,13 +386,13 @@ class _SimFile:
 
     def truncate(self, size: int) -> None:
         self._check()
-        self._disk._operate(self._path, write=True)
+        self._disk.operate(self._path, write=True)
         self._grow(size)
         self._inode.resize(size)
 
     def preallocate(self, size: int) -> None:
         self._check()
-        self._disk._operate(self._path, write=True)
+        self._disk.operate(self._path, write=True)
         self._grow(size)
         if size > len(self._inode.data):
             self._inode.resize(size)

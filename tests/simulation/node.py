@@ -1,0 +1,322 @@
+"""One simulated machine: a disk that stays, and process lives that come and go on it.
+
+A life is the real driver over the real log, identity and snapshot files, the memory engine, and the
+simulated clock, threads and network. Whatever a life tells the outside, the invariants see.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvnode.disk.identity import IdentityFile, open_identity, write_identity
+from kvnode.disk.journal import Compact, Operation, Reset, Save, open_journal
+from kvnode.disk.snapshots import FileSnapshotStore
+from kvnode.errors import CorruptLog, DiskFailed, InvariantBroken, KvnodeError, MustStop, Removed
+from kvnode.ports import Done, Hello, LogBase, Recovered
+from kvnode.raft.messages import Message
+from kvnode.raft.types import ZERO, HardState, Membership, NodeId, Term
+from kvnode.replica.replica import Replica
+from kvnode.replica.settings import ReplicaSettings
+from kvnode.store.memory import MemoryEngine, MemoryEngineFactory
+from kvnode.transport.handshake import PROTOCOL
+from tests.simulation.checkers import Invariants, Violation
+from tests.simulation.clock import NodeClock, World, derive
+from tests.simulation.disk import SimCrash, SimDisk
+from tests.simulation.network import Network, SimTransport
+from tests.simulation.threads import SimJournal, SimWorker
+
+DATA = "/data"
+
+
+class _Engine(MemoryEngine):
+    """The memory engine over a disk that can fail, and die, under a flush."""
+
+    __slots__ = ("_sim_disk",)
+
+    def __init__(self, engine_disk: Any, sim_disk: SimDisk) -> None:
+        super().__init__(engine_disk)
+        self._sim_disk = sim_disk
+
+    def flush(self) -> None:
+        self._sim_disk.operate("state", write=False, sync=True)
+        super().flush()
+
+
+class SimEngines(MemoryEngineFactory):
+    """``EngineFactory`` whose flushes and switches are operations of the simulated disk."""
+
+    __slots__ = ("_sim_disk",)
+
+    def __init__(self, sim_disk: SimDisk) -> None:
+        super().__init__()
+        self._sim_disk = sim_disk
+
+    def open_current(self) -> MemoryEngine:
+        super().open_current()
+        return _Engine(self._current, self._sim_disk)
+
+    def create_next(self) -> MemoryEngine:
+        self._sim_disk.operate("state", write=True)
+        super().create_next()
+        return _Engine(self._next, self._sim_disk)
+
+    def switch_to_next(self) -> None:
+        self._sim_disk.operate("state", write=False, sync=True)
+        super().switch_to_next()
+
+    def copy_disk(self) -> Any:
+        """What the volume holds now, for clones and roll-backs."""
+        return copy.deepcopy(self._current)
+
+    def restore(self, disk: Any) -> None:
+        """Become that volume."""
+        self._current = copy.deepcopy(disk)
+        self._next = None
+
+
+@dataclass
+class Surroundings:
+    """What all nodes of a world share."""
+
+    seed: int
+    world: World
+    network: Network
+    invariants: Invariants
+    settings: ReplicaSettings
+    trace: Callable[[str], None]
+    discover: Callable[[SimNode, Done[list[str]]], None]
+    disk_latency: Callable[[random.Random], float]
+    new_node_id: Callable[[str], str]
+
+
+class SimNode:
+    """One machine, known by its name."""
+
+    def __init__(self, around: Surroundings, ordinal: int) -> None:
+        self.around = around
+        self.name = f"kv-{ordinal}"
+        self.rng = derive(around.seed, f"machine/{self.name}")
+        self.disk = SimDisk(derive(around.seed, f"disk/{self.name}"))
+        self.disk.faults.capacity = 4 << 20
+        self.engines = SimEngines(self.disk)
+        self.life = 0
+        self.rate = 1.0
+        self.replica: Replica | None = None
+        self.clock: NodeClock | None = None
+        self.transport: SimTransport | None = None
+        self.journal: SimJournal | None = None
+        self.worker: SimWorker | None = None
+        self.address_generation = 0
+        self.ordinal = ordinal
+        self.fatal: MustStop | None = None
+        """Why the present or last life stopped by itself."""
+        self.expects_fatal = False
+        """A fault was injected for which a node must stop."""
+        self.retired = False
+        """Removed by an operator, and not to be started again."""
+        self.applied = 0
+        """Highest index whose digest was checked in this life."""
+        self.blank()
+
+    # -- the volume ---------------------------------------------------------------------------
+
+    def blank(self) -> None:
+        """A new, empty volume."""
+        self.disk.wipe()
+        self.disk.mkdir(DATA)
+        self.disk.sync_dir("/")
+        self.engines = SimEngines(self.disk)
+
+    @property
+    def address(self) -> str:
+        """Where this machine listens in its present life."""
+        return f"{self.name}.g{self.address_generation}:8300"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a process runs, maybe paused."""
+        return self.replica is not None
+
+    @property
+    def node_id(self) -> NodeId | None:
+        """The present incarnation."""
+        return self.replica.raft.id if self.replica is not None else None
+
+    # -- lives --------------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Start a process. False: it died while starting, and may be started again."""
+        assert self.replica is None, "started twice"
+        around = self.around
+        self.life += 1
+        self.fatal = None
+        self.applied = 0
+        clock = NodeClock(around.world, self.name, self.rate, start=self.rng.uniform(0, 1e6))
+        self.clock = clock
+        if self.rng.random() < 0.05:
+            self.disk.crash_after = self.rng.randrange(40)
+        try:
+            self._open(clock)
+        except SimCrash:
+            around.trace(f"{self.name} died while starting")
+            self._end_of_life(power_lost=self.rng.random() < 0.5)
+            return False
+        except MustStop as error:
+            around.trace(f"{self.name} refused to start: {error}")
+            self._end_of_life(power_lost=False)
+            self.on_fatal(error)
+            return False
+        self.disk.crash_after = None
+        return True
+
+    def _open(self, clock: NodeClock) -> None:
+        around, disk = self.around, self.disk
+        rng = derive(around.seed, f"life/{self.name}/{self.life}")
+        latency = derive(around.seed, f"latency/{self.name}/{self.life}")
+        opened = open_identity(disk, DATA, self.name, lambda: around.new_node_id(self.name))
+        identity = opened.identity
+        if opened.set_aside:
+            self.engines = SimEngines(disk)
+        core, recovered = open_journal(disk, f"{DATA}/raft", fresh=opened.fresh)
+        if opened.fresh:
+            identity = identity._replace(log_made=True)
+            write_identity(disk, DATA, identity)
+        node_id = identity.record.node_id
+        around.invariants.recovered(
+            node_id, recovered.hard_state, recovered.base.last, recovered.entries
+        )
+        self.worker = SimWorker(clock, disk, rng, lambda: around.disk_latency(latency))
+        self.journal = SimJournal(
+            core,
+            clock,
+            disk,
+            rng,
+            lambda: around.disk_latency(latency),
+            lambda operation: self._durable(node_id, operation),
+        )
+        hello = Hello(
+            PROTOCOL,
+            identity.record.cluster_id,
+            node_id,
+            self.name,
+            identity.record.boot,
+            self.address,
+            "",
+            around.settings.expect,
+        )
+        self.transport = SimTransport(around.network, self.name, hello, clock, self._sent)
+        try:
+            replica = Replica(
+                settings=around.settings,
+                identity=IdentityFile(disk, DATA, identity, self.worker),
+                recovered=recovered,
+                journal=self.journal,
+                engines=self.engines,
+                snapshots=FileSnapshotStore(disk, f"{DATA}/snapshots"),
+                worker=self.worker,
+                transport=self.transport,
+                scheduler=clock,
+                rng=rng,
+                discover=lambda done: around.discover(self, done),
+                on_fatal=self.on_fatal,
+                trace=self._trace,
+            )
+        except BaseException:
+            self.transport.stop()
+            raise
+        around.trace(
+            f"{self.name} life {self.life} is {node_id} boot {identity.record.boot} "
+            f"{replica.raft.describe()}"
+        )
+        self.replica = replica
+        replica.start()
+
+    def _durable(self, node_id: NodeId, operation: Operation) -> None:
+        invariants = self.around.invariants
+        match operation:
+            case Save(hard_state, entries):
+                if hard_state is not None:
+                    invariants.disk_hard_state(node_id, hard_state)
+                invariants.disk_entries(node_id, tuple(entries))
+            case Compact(base):
+                invariants.disk_base(node_id, base.last, reset=False)
+            case Reset(base):
+                invariants.disk_base(node_id, base.last, reset=True)
+
+    def _sent(self, message: Message) -> None:
+        self.around.trace(f"{self.name} sends {message!r}")
+        self.around.invariants.sending(message)
+
+    def _trace(self, event: str, fields: dict[str, Any]) -> None:
+        self.around.trace(f"{self.name} {event} {fields}")
+        if event == "completion_failed":
+            raise Violation(f"{self.name}: a completion raised {fields}")
+
+    def on_fatal(self, error: MustStop) -> None:
+        """The node says that it must stop: the process ends in a turn of its own."""
+        self.around.trace(f"{self.name} must stop: {type(error).__name__}: {error}")
+        self.fatal = error
+        expected = (
+            isinstance(error, Removed)
+            or (isinstance(error, DiskFailed) and self.expects_fatal)
+            or (isinstance(error, CorruptLog) and self.expects_fatal)
+        )
+        if isinstance(error, InvariantBroken) or not expected:
+            raise Violation(f"{self.name} stopped: {type(error).__name__}: {error}") from error
+        if self.replica is not None:
+            self.around.world.after(0.0, self.kill, False)
+
+    def kill(self, power_lost: bool) -> None:
+        """The process ends at once, in the middle of whatever it does."""
+        if self.replica is None:
+            return
+        self.around.trace(f"{self.name} is killed, power lost: {power_lost}")
+        self.replica.stopped = True  # nothing of a dead process may run, not even by mistake
+        assert self.journal is not None
+        assert self.worker is not None
+        self.journal.die()
+        self.worker.die()
+        self._end_of_life(power_lost=power_lost)
+
+    def _end_of_life(self, *, power_lost: bool) -> None:
+        if self.clock is not None:
+            self.clock.kill()
+        if self.transport is not None and not self.transport.stopped:
+            self.transport.stop()
+        self.replica = self.journal = self.worker = None
+        self.disk.crash(lost=power_lost)
+        if power_lost:
+            self.engines.crash(self.rng.randint(0, self.engines.unsynced_batches()))
+
+    def check(self) -> None:
+        """After an event of this node: everything that must hold."""
+        replica = self.replica
+        if replica is None:
+            return
+        invariants = self.around.invariants
+        invariants.observe(replica.raft.id, replica.raft)
+        applied = replica.store.applied_index
+        if applied != self.applied:
+            if applied < self.applied:
+                raise Violation(f"{self.name}: applied fell from {self.applied} to {applied}")
+            for index in range(self.applied + 1, applied + 1):
+                digest = replica.store.digest_at(index)
+                if digest is not None:
+                    invariants.applied(replica.raft.id, index, digest)
+            self.applied = applied
+        if replica.desk.count < 0 or replica.desk.bytes < 0:
+            raise Violation(f"{self.name}: the desk counts {replica.desk.count}")
+
+
+def empty_start() -> Recovered:
+    """What a new disk gives back."""
+    return Recovered(HardState(Term(0), None), LogBase(ZERO, Membership()), [])
+
+
+def is_retryable(error: KvnodeError) -> bool:
+    """Whether an error says that nothing happened."""
+    return getattr(error, "took_effect", "no") == "no"
