@@ -10,17 +10,23 @@ set-aside-…/    data of incarnations that were removed; never read again, neve
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable
+from typing import TypeVar
 
 from kvnode.disk.files import FileSystem, OsFileSystem
 from kvnode.disk.identity import IdentityFile, OpenedIdentity, open_identity, write_identity
 from kvnode.disk.journal import JournalCore, open_journal
 from kvnode.disk.lock import DirectoryLock
-from kvnode.errors import DiskFailed
+from kvnode.errors import DiskFailed, DiskFull
 from kvnode.ports import IdentityRecord, Recovered, Worker
 
+T = TypeVar("T")
+
+RESERVE_NAME = "RESERVE"
+RESERVE_BYTES = 64 << 10
 VOLUME_BYTES_SMALL = 64 << 20
 """Below this size of volume the operator is warned."""
 
@@ -85,7 +91,9 @@ class DataDir:
         lock = DirectoryLock.take(path)
         try:
             warnings = _warnings(path, locked=lock.locked)
-            opened = open_identity(files, path, name, new_node_id)
+            opened = _give_way(
+                files, path, warnings, lambda: open_identity(files, path, name, new_node_id)
+            )
         except BaseException:
             lock.release()
             raise
@@ -102,11 +110,19 @@ class DataDir:
 
     def open_journal(self) -> tuple[JournalCore, Recovered]:
         """Open the journal; a node's first start makes it. Errors: see ``journal.open_journal``."""
-        found = open_journal(self._fs, self.raft_path, fresh=self._fresh, check=self.check_epoch)
+        found = _give_way(
+            self._fs,
+            self.path,
+            self.warnings,
+            lambda: open_journal(
+                self._fs, self.raft_path, fresh=self._fresh, check=self.check_epoch
+            ),
+        )
         if self._fresh:
             identity = self._identity._replace(log_made=True)
             write_identity(self._fs, self.path, identity)
             self._identity, self._fresh = identity, False
+        _make_reserve(self._fs, self.path)
         return found
 
     def identity_store(self, worker: Worker) -> IdentityFile:
@@ -120,6 +136,42 @@ class DataDir:
     def close(self) -> None:
         """Release the lock, after everything in the directory was closed. Idempotent."""
         self._lock.release()
+
+
+def _give_way(fs: FileSystem, path: str, warnings: list[str], job: Callable[[], T]) -> T:
+    """Do a job of the start; when the disk is full, give the reserve up and do it again.
+
+    A start writes a little, so without this a full disk would be a crash loop (RC-70), and nobody
+    would be there to delete, compact or answer reads. Both jobs leave the old state when they fail
+    for want of space, so the second try is no second try of a failed sync (RC-8).
+    """
+    try:
+        return job()
+    except DiskFull:
+        reserve = f"{path}/{RESERVE_NAME}"
+        if not fs.exists(reserve):
+            raise
+        fs.unlink(reserve)
+        fs.sync_dir(path)
+        warnings.append(
+            f"{path}: the disk is full; the reserve of {RESERVE_BYTES >> 10} KiB was given up for "
+            f"this start. Free some space before the next one"
+        )
+        return job()
+
+
+def _make_reserve(fs: FileSystem, path: str) -> None:
+    """Set the reserve aside, while there is plenty. What a crash leaves of it is good enough."""
+    reserve = f"{path}/{RESERVE_NAME}"
+    if fs.exists(reserve) or fs.free_bytes(path) < 4 * RESERVE_BYTES:
+        return
+    with contextlib.suppress(DiskFull):
+        file = fs.create(reserve)
+        try:
+            file.preallocate(RESERVE_BYTES)
+            file.sync()
+        finally:
+            file.close()
 
 
 def _make_usable(path: str) -> None:

@@ -205,14 +205,19 @@ def open_journal(
             )
         _create(fs, directory)
     hard_state = HardStateFile.open(fs, directory)
-    log, entries = RaftLog.open(fs, directory)
+    try:
+        log, entries = RaftLog.open(fs, directory)
+    except KvnodeError:
+        hard_state.close()
+        raise
+    core = JournalCore(log, hard_state, check)
     newest = entries[-1].id if entries else log.base.last
     if newest.term > hard_state.state.term:
+        core.close()
         raise CorruptLog(
             f"{directory}/{HARD_STATE_NAME}: term {hard_state.state.term}, but the log is at "
             f"{newest}: an old copy of the file?"
         )
-    core = JournalCore(log, hard_state, check)
     return core, Recovered(hard_state.state, log.base, entries)
 
 

@@ -116,7 +116,7 @@ class CrashDisk:
         node.now, node.durable, node.dirty = bytearray(data), bytearray(data), set()
 
     def used(self) -> int:
-        return sum(len(self.inode(path).now) for path in self.files("/d"))
+        return sum(len(self.inode(path).now) for path in self.files(""))
 
     # -- inside
 

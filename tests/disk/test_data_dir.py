@@ -18,6 +18,7 @@ from kvnode.disk.lock import DirectoryLock
 from kvnode.disk.worker import ThreadWorker
 from kvnode.errors import CorruptLog, DirectoryInUse, DiskFailed, ForeignDirectory, KvnodeError
 from kvnode.raft.types import Entry, EntryKind, HardState, Index, NodeId, Term
+from tests.disk.crash_disk import CrashDisk
 
 HOLDER = """
 import sys
@@ -167,6 +168,34 @@ def test_a_failed_open_leaves_the_lock_free(tmp_path: Path) -> None:
     with pytest.raises(ForeignDirectory):
         DataDir.open(str(tmp_path), "n-1")
     DataDir.open(str(tmp_path), "n-0").close()
+
+
+def test_a_full_disk_does_not_keep_a_node_from_starting(tmp_path: Path) -> None:
+    """RC-70: a start writes a little; the reserve makes the room, and the operator is told."""
+    disk = CrashDisk(capacity=1 << 20)
+    disk.mkdir("/tmp")
+    path = str(tmp_path)
+    for depth in range(1, len(tmp_path.parts)):
+        disk.mkdir("/".join(["", *tmp_path.parts[1 : depth + 1]]))
+    data = DataDir.open(path, "n-0", fs=disk)
+    core, _ = data.open_journal()
+    core.run([Save(HardState(Term(1), None), [])])
+    core.close()
+    data.close()
+    disk.capacity = sum(len(disk.inode(file).now) for file in disk.files(path)) + 10
+    data = DataDir.open(path, "n-0", fs=disk)
+    assert any("the reserve of 64 KiB was given up" in warning for warning in data.warnings)
+    core, found = data.open_journal()
+    assert found.hard_state.term == 1
+    assert not disk.exists(f"{path}/RESERVE")
+    core.close()
+    data.close()
+    disk.capacity = 1 << 20
+    data = DataDir.open(path, "n-0", fs=disk)
+    core, _ = data.open_journal()
+    assert disk.exists(f"{path}/RESERVE")
+    core.close()
+    data.close()
 
 
 def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
