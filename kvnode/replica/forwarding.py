@@ -56,7 +56,9 @@ class Forwarder:
     ) -> None:
         """Work on ``desk``'s queues.
 
-        ``on_progress`` is called when the window opened or requests were put back.
+        ``on_progress`` is called when the window opened. Requests that were put back wait for the next
+        turn that something else causes, at the latest the next tick: a leader that refuses at once
+        must not be asked in a hot loop.
         """
         self._settings = settings
         self._desk = desk
@@ -64,6 +66,7 @@ class Forwarder:
         self._on_progress = on_progress
         self._writes_open = 0
         self._reads_open = 0
+        self._put_backs = 0
 
     def flush(self, leader: NodeId) -> None:
         """Send what waits to the leader, as far as the window allows."""
@@ -98,6 +101,7 @@ class Forwarder:
 
         def answered(answers: Any, error: KvnodeError | None) -> None:
             self._writes_open -= 1
+            put_backs = self._put_backs
             if error is None and not _is_answer_list(answers, len(batch)):
                 error = RemoteProtocolError("the leader's answer has the wrong form")
             if error is not None:
@@ -105,7 +109,8 @@ class Forwarder:
             else:
                 for request, answer in zip(batch, answers, strict=True):
                     self._settle(request, answer)
-            self._on_progress()
+            if self._put_backs == put_backs:
+                self._on_progress()
 
         payload = [request.data for request in batch]
         timeout = self._settings.request_timeout_s
@@ -146,6 +151,7 @@ class Forwarder:
 
     def _put_back(self, request: WriteRequest, *, first: bool = False) -> None:
         """Certainly not appended: wait for a leader again, until the deadline."""
+        self._put_backs += 1
         if first:
             self._desk.writes.appendleft(request)
         else:
@@ -159,7 +165,7 @@ class Forwarder:
         else:
             for read in reads:
                 self._desk.park(Index(index), read)
-        self._on_progress()
+            self._on_progress()
 
 
 def _is_answer_list(answers: Any, count: int) -> bool:

@@ -102,7 +102,7 @@ class World:
             return True
         return False
 
-    def run_until(self, when: float, events_max: int = 5_000_000) -> None:
+    def run_until(self, when: float, events_max: int = 2_000_000) -> None:
         """Run everything up to a true time.
 
         Raises:

@@ -459,7 +459,7 @@ class SimTransport:
         """See ``Transport``."""
         peer = self._peers.get(to)
         connection = peer.connection if peer is not None else None
-        if connection is None or not connection.is_open:
+        if connection is None:
             error = PeerUnreachable(f"not connected to {to}", took_effect="no")
             self.clock.call_soon(done, None, error)
         else:
