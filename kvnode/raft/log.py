@@ -172,6 +172,23 @@ class RaftLog:
             break
         return Index(prev.index + len(entries))
 
+    def check_committed(self, prev: LogId, entries: Sequence[Entry]) -> None:
+        """Compare what a leader sent from below the commit index with what is committed here.
+
+        ``prev`` is below the commit index. By the log matching property the last position
+        that both hold speaks for all before it.
+
+        Raises:
+            InvariantBroken: A leader lacks a committed entry, or this node holds a wrong one (RC-24).
+        """
+        overlap = min(len(entries), self.commit_index - prev.index)
+        last = entries[overlap - 1].id if overlap > 0 else prev
+        mine = self.term_at(last.index)
+        if mine is not None and mine != last.term:
+            raise InvariantBroken(
+                f"entry {last.index}@{mine} is committed, but the leader has {last}"
+            )
+
     def _truncate(self, start: Index) -> None:
         """Drop every entry from ``start`` on."""
         if start <= self.commit_index:

@@ -196,6 +196,7 @@ def handle_append(core: Core, message: AppendEntries) -> None:
     commit = core.log.commit_index
     if message.prev.index < commit:
         # Committed entries are in every leader's log, so everything up to the commit index matches.
+        core.log.check_committed(message.prev, message.entries)
         _accept(core, message, commit)
         return
     matched = core.log.append_after(message.prev, message.entries)
