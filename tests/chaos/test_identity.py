@@ -1,0 +1,135 @@
+"""Lost volumes and old volumes: a name is not an identity (RC-47, RC-49, RC-51)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.processes import Cluster, Node, Writers, check_kept, cluster
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+
+def node_id(node: Node) -> str:
+    record = json.loads((node.data / "identity.json").read_text())
+    return str(record.get("content", record)["node_id"])
+
+
+async def voters(made: Cluster, node: Node) -> dict[str, str]:
+    """Node id of each voter, by name."""
+    return {m["Node"]: m["ID"] for m in await made.members(node) if m["Voter"]}
+
+
+async def test_a_wiped_voter_is_replaced_through_a_learner(tmp_path: Path) -> None:
+    """RC-49: it never votes under its old identity, and the cluster ends with three voters."""
+    async with cluster(tmp_path) as made:
+        leader = await made.leader()
+        await made.ready()
+        async with Writers(made, 4, "before") as writers:
+            await writers.first_after(0.0, 10.0)
+            await asyncio.sleep(0.3)
+        victim = next(node for node in made.nodes if node is not leader)
+        old_id = node_id(victim)
+        victim.kill()
+        victim.wipe()
+        victim.log.rename(victim.log.with_suffix(".old"))
+        victim.start()
+
+        async def replaced() -> bool:
+            found = await voters(made, leader)
+            return len(found) == 3 and found.get(victim.name, old_id) != old_id
+
+        await made.until(replaced, "the new incarnation votes in the old one's place")
+        await made.ready()
+        new_id = node_id(victim)
+        assert new_id != old_id
+        members = await made.members(leader)
+        assert len(members) == 3, members
+        assert old_id not in {member["ID"] for member in members}
+        order = [event["event"] for event in leader.events() if event.get("member") == new_id]
+        assert order == ["learner_added", "learner_promoted"], order
+        granted = [event for event in victim.events("granted_vote") if event["term"] <= 2]
+        assert not granted, "it took part in a term that its old incarnation knew"
+        check_kept(writers, await made.dump(victim, "before/"))
+        # Now it counts: with the third node gone, the leader and it are a quorum.
+        third = next(n for n in made.nodes if n not in (leader, victim))
+        third.kill()
+        assert await made.put(leader, "after", "1")
+        assert await made.get(victim, "after") == "1"
+
+
+async def test_an_old_volume_of_a_removed_member_comes_back_as_a_new_incarnation(
+    tmp_path: Path,
+) -> None:
+    """RC-51: it is told that it was removed, sets its data aside, joins afresh, raises no term."""
+    async with cluster(tmp_path) as made:
+        leader = await made.leader()
+        await made.ready()
+        victim = next(node for node in made.nodes if node is not leader)
+        old_id = node_id(victim)
+        victim.kill()
+        async with made.session.delete(
+            f"{leader.url}/v1/operator/raft/peer", params={"id": old_id}
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+        assert len(await made.members(leader)) == 2
+        facts = await made.status(leader)
+        assert facts is not None
+        assert await made.put(leader, "meanwhile", "1")
+        victim.start()
+
+        async def back() -> bool:
+            return len(await voters(made, leader)) == 3
+
+        await made.until(back, "the node is a voter again")
+        await made.ready()
+        assert node_id(victim) != old_id
+        assert (victim.data / f"set-aside-{old_id}").is_dir(), sorted(victim.data.iterdir())
+        after = await made.status(leader)
+        assert after is not None
+        assert after["term"] == facts["term"], "its return disturbed the cluster"
+        assert await made.get(victim, "meanwhile") == "1"
+
+
+async def test_a_live_member_that_is_removed_stops_with_a_clear_status(tmp_path: Path) -> None:
+    """RC-47: told, stored, out; it does not sneak back in by itself."""
+    async with cluster(tmp_path) as made:
+        leader = await made.leader()
+        await made.ready()
+        victim = next(node for node in made.nodes if node is not leader)
+        async with made.session.delete(
+            f"{leader.url}/v1/operator/raft/peer", params={"id": node_id(victim)}
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+
+        async def gone() -> bool:
+            return not victim.is_running
+
+        await made.until(gone, "the removed node ended")
+        assert victim.process is not None
+        assert victim.process.returncode != 0
+        assert len(await made.members(leader)) == 2
+        assert await made.put(leader, "two", "2")
+
+
+async def test_a_stopping_leader_hands_over_before_it_leaves(tmp_path: Path) -> None:
+    """RC-57: SIGTERM of the leader is no outage, and no change of membership."""
+    async with cluster(tmp_path) as made:
+        leader = await made.leader()
+        await made.ready()
+        async with Writers(made, 4, "w") as writers:
+            await writers.first_after(0.0, 10.0)
+            code = await asyncio.to_thread(leader.stop)
+            assert code == 0, made.tails()
+            await asyncio.sleep(0.5)
+        survivor = await made.leader()
+        assert survivor is not leader
+        assert len(await voters(made, survivor)) == 3
+        elections = [e for n in made.nodes for e in n.events("became_pre_candidate")]
+        assert len(elections) <= 1, "a time-out ended its lead, not a hand-over"
+        gaps = [b - a for a, b in zip(writers.times, writers.times[1:], strict=False)]
+        assert max(gaps) < 1.0, max(gaps)
+        check_kept(writers, await made.dump(survivor, "w/"))

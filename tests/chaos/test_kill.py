@@ -1,0 +1,67 @@
+"""SIGKILL: of everything at once, and of the leader under load. Nothing acknowledged may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.processes import Writers, check_kept, cluster
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+
+ROUNDS = 20
+
+
+async def test_acknowledged_writes_survive_sigkill_of_all_nodes(tmp_path: Path) -> None:
+    """RC-1, RC-8: an acknowledged write is on a quorum's disks, whatever moment the end comes."""
+    rng = random.Random(20)
+    total = 0
+    async with cluster(tmp_path) as made:
+        for number in range(ROUNDS):
+            await made.leader()
+            async with Writers(made, 8, f"round{number}") as writers:
+                await writers.first_after(0.0, 30.0)
+                await asyncio.sleep(rng.uniform(0.1, 1.0))
+                for node in rng.sample(made.nodes, len(made.nodes)):
+                    node.kill()
+            for node in made.nodes:
+                node.start()
+            leader = await made.leader()
+            await made.ready()
+            assert writers.acknowledged
+            total += len(writers.acknowledged)
+            for node in (leader, rng.choice(made.nodes)):
+                check_kept(writers, await made.dump(node, f"round{number}/"))
+        pods = await made.pods(leader)
+        assert len({pod["digest"] for pod in pods}) == 1, pods
+    print(json.dumps({"rounds": ROUNDS, "acknowledged": total, "lost": 0}))
+
+
+async def test_writes_go_on_within_three_seconds_of_the_leaders_sigkill(tmp_path: Path) -> None:
+    """A new leader takes over, and nothing that the old one acknowledged is lost."""
+    rng = random.Random(21)
+    gaps = []
+    total = 0
+    async with cluster(tmp_path) as made:
+        for number in range(ROUNDS):
+            leader = await made.leader()
+            await made.ready()
+            async with Writers(made, 8, f"round{number}") as writers:
+                await writers.first_after(0.0, 30.0)
+                await asyncio.sleep(rng.uniform(0.1, 0.5))
+                leader.kill()
+                gaps.append(await writers.first_after(time.monotonic(), 10.0))
+            leader.start()
+            total += len(writers.acknowledged)
+            survivor = await made.leader()
+            check_kept(writers, await made.dump(survivor, f"round{number}/"))
+        await made.ready()
+        pods = await made.pods(survivor)
+        assert len({pod["digest"] for pod in pods}) == 1, pods
+    print(json.dumps({"rounds": ROUNDS, "acknowledged": total, "lost": 0, "gap_s_max": max(gaps)}))
+    assert max(gaps) < 3.0, sorted(gaps)
