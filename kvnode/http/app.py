@@ -34,7 +34,6 @@ SERVER = "kvnode"
 """The ``Server`` header of both shells."""
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS"})
 WRITES = frozenset({"PUT", "POST", "DELETE"})
-_NO_HOST = Response(400, TEXT_TYPE, b"400 Bad Request: missing required Host header")
 _BAD_TARGET = Response(400, TEXT_TYPE, b"400 Bad Request: invalid request target")
 _SLOW = Response(408, TEXT_TYPE, b"the request's body did not arrive in time; nothing was stored")
 _BROKEN = Response(400, TEXT_TYPE, b"the request's body is malformed; nothing was stored")
@@ -58,10 +57,9 @@ class App:
     def build_server(self) -> web.Server:
         """Make the protocol factory; ``server()`` is one connection's protocol."""
         settings = self._settings
-        return _CountingServer(
-            self.handle,
+        return _Server(
+            self,
             self._gate,
-            handler_cancellation=True,  # a client that hangs up ends its waiting
             access_log=None,
             keepalive_timeout=settings.idle_timeout_s,
             max_line_size=settings.url_bytes_max,
@@ -85,11 +83,7 @@ class App:
             if refusal is not None:
                 close = True
                 response = errors.refuse(refusal, v1=v1, write=method in WRITES)
-            elif request.version < (1, 0):
-                label, response, close = "bad_request", _BAD_TARGET, True
-            elif request.version >= (1, 1) and "Host" not in request.headers:
-                label, response, close = "bad_request", _NO_HOST, True
-            elif not raw_path.startswith(b"/"):
+            elif request.version < (1, 0) or not raw_path.startswith(b"/"):
                 label, response, close = "bad_request", _BAD_TARGET, True
             else:
                 found = self._router.find(method, raw_path, raw_query)
@@ -172,6 +166,15 @@ class App:
                 return parsed
         return errors.too_large(length, limit, v1=route.v1)
 
+    def answer_bad_request(self, reason: str) -> web.Response:
+        """Refuse a request that is not HTTP, and end the connection."""
+        self._recorder.observe("bad_request", "OTHER", 400, 0.0)
+        first_line = reason.strip().partition("\n")[0]
+        response = Response(400, TEXT_TYPE, f"400 Bad Request: {first_line}".encode())
+        reply = self._reply(response, close=True)
+        reply.headers["Connection"] = "close"  # aiohttp takes such a request for HTTP/1.0
+        return reply
+
     def _reply(self, response: Response, *, close: bool) -> web.Response:
         headers = CIMultiDict(header_pairs(response.head))
         headers["X-Kvnode-Node"] = self._settings.node_name
@@ -182,12 +185,43 @@ class App:
         return reply
 
 
-class _CountingServer(web.Server):
+class _Handler(web.RequestHandler):
+    """One connection of the full shell."""
+
+    __slots__ = ("answer_bad_request",)
+
+    answer_bad_request: Callable[[str], web.Response]
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what could not be parsed as HTTP at all.
+
+        aiohttp would log a traceback for each; here whoever scans the port only moves a counter.
+        """
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was already begun")
+        return self.answer_bad_request(message or "malformed request")
+
+
+class _Server(web.Server):
     """Gives connections back to the gate; ``fast.Connection`` counted them when they were made."""
 
-    def __init__(self, handler: Handler, gate: Gate, **settings: Any) -> None:
-        super().__init__(handler, **settings)
+    def __init__(self, app: App, gate: Gate, **settings: Any) -> None:
+        # A client that hangs up ends its waiting.
+        super().__init__(app.handle, handler_cancellation=True, **settings)
+        self._app = app
         self._gate = gate
+        self._settings = settings
+
+    def __call__(self) -> web.RequestHandler:
+        handler = _Handler(self, loop=self._loop, **self._settings)
+        handler.answer_bad_request = self._app.answer_bad_request
+        return handler
 
     def connection_lost(
         self, handler: web.RequestHandler, exc: BaseException | None = None
