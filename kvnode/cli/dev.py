@@ -197,11 +197,22 @@ def _detached(plan: Plan) -> int:
             supervisor.terminate()
         supervisor.wait()
         say(f"kvnode dev: no leader was elected; the logs are {plan.data_dir}/*.log")
+        for ordinal in range(plan.nodes):
+            say(_last_line(plan.data_dir / f"kvnode-{ordinal}.log"))
         return 1
     supervisor.returncode = 0  # it outlives us on purpose: nothing to wait for, nothing to warn of
     _say_where(_urls(plan), plan.data_dir, leader)
     say(f"logs: {plan.data_dir}/*.log; kvnode dev stop --data-dir {plan.data_dir} ends it")
     return 0
+
+
+def _last_line(log: Path) -> str:
+    """Return what a node said last, after its name."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return f"{log.stem}: {lines[-1] if lines else 'it said nothing'}"
 
 
 async def _leader_while(supervisor: subprocess.Popen[bytes], urls: tuple[str, ...]) -> str:

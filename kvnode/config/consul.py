@@ -69,6 +69,8 @@ IGNORED_VALUES = frozenset(
 SILENT_MEMBERS = frozenset(
     {
         "server",
+        "node_id",
+        "node_meta",
         "disable_update_check",
         "disable_host_node_id",
         "skip_leave_on_interrupt",

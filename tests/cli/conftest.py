@@ -52,7 +52,7 @@ class Node:
                     return line
             if ended or time.monotonic() > deadline:
                 raise AssertionError(
-                    f"no {name}; exit code {self.process.poll()}\n{self.log.read_text()}"
+                    f"no {name}; exit code {self.process.poll()}\n{self.log.read_text()[-3000:]}"
                 )
             time.sleep(0.02)
 
@@ -72,7 +72,7 @@ class Node:
                 answer.read()
                 return self.url
             time.sleep(0.02)
-        raise AssertionError(f"not ready\n{self.log.read_text()}")
+        raise AssertionError(f"not ready\n{self.log.read_text()[-3000:]}")
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
