@@ -68,4 +68,5 @@ def after_commit(core: Core) -> None:
     committed = core.log.commit_index >= core.log.membership_index
     if core.role is Role.LEADER and committed and not core.is_voter:
         core.trace("stepped_down_removed", {"term": core.term})
+        election.name_successor(core)
         core.become_follower(core.term, None)

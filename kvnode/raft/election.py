@@ -162,6 +162,15 @@ def advance_transfer(core: Core) -> None:
         core.send(TimeoutNow(core.id, target, core.term))
 
 
+def name_successor(core: Core) -> None:
+    """A leader that stops leading for good: whoever holds most campaigns at once (thesis §4.2.2).
+
+    Else the cluster would wait for an election time-out. Nothing depends on its arrival.
+    """
+    held = [(core.progress[voter].match_index, voter) for voter in core.other_voters()]
+    core.send(TimeoutNow(core.id, max(held)[1], core.term))
+
+
 def tick_transfer(core: Core) -> None:
     """Give up after one election time-out and accept proposals again (RC-19)."""
     if core.transfer_to is None:
