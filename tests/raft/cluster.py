@@ -134,6 +134,9 @@ class Node:
         self.failed_reads: list[object] = []
         self.snapshots: list[SnapshotMeta] = []
         self.up = True
+        self.said: Callable[[Node, Message], None] = lambda _node, _message: None
+        """Hears each message at the very moment at which it may leave."""
+        self.handed: Callable[[Node, Ready], None] = lambda _node, _ready: None
         self.start(disk.base.index)
 
     def start(self, applied_index: int) -> None:
@@ -163,6 +166,9 @@ class Node:
             spins += 1
             assert spins < 10_000, "has_ready for ever"
             ready = self.raw.ready()
+            self.handed(self, ready)
+            for message in ready.messages:
+                self.said(self, message)
             out += ready.messages
             if ready.snapshot is not None:
                 self.snapshots.append(ready.snapshot)
@@ -180,7 +186,10 @@ class Node:
         """The oldest queued write becomes durable."""
         ready = self.queue.popleft()
         self.disk.write(ready)
-        return self.raw.advance(ready)
+        messages = self.raw.advance(ready)
+        for message in messages:
+            self.said(self, message)
+        return messages
 
     def crash(self, keep: int = 0) -> None:
         """Lose everything but the disk and the first ``keep`` queued writes."""
