@@ -123,10 +123,12 @@ class Process:
     def check_alive(self) -> None:
         """Raise `HarnessError` with the log's end when the process has ended."""
         if not self.alive:
-            tail = self.log.read_text(errors="replace").splitlines()[-15:]
-            raise HarnessError(
-                "\n".join([f"{self.name} ended with {self._child.returncode}:", *tail])
-            )
+            heading = f"{self.name} ended with {self._child.returncode}:"
+            raise HarnessError("\n".join([heading, *self.tail(15)]))
+
+    def tail(self, lines: int) -> list[str]:
+        """Return the last lines of the log."""
+        return self.log.read_text(errors="replace").splitlines()[-lines:]
 
     def cpu_s(self) -> float:
         """Return processor seconds used so far, in steps of a clock tick (10 ms)."""

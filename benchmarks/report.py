@@ -85,21 +85,28 @@ def _mebibytes(nodes: Sequence[Mapping[str, int]], field: str) -> str:
     return "  ".join(f"{node[field] / 1024:.0f}" for node in nodes)
 
 
+def fact_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return the machine, the versions, the disk and what idle clusters cost, a line each."""
+    facts = report["facts"]
+    sync = facts["fdatasync_ms"]
+    lines = [
+        f"{facts['cores']} cores ({facts['processor']}), Linux {facts['kernel']}, "
+        f"Python {facts['python']}, commit {facts['commit']}, {report['started']}",
+        ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        f"data on {facts['file_system']} ({facts['device']}), 4 KiB fdatasync "
+        f"p50 {sync['p50']} ms, p99 {sync['p99']} ms",
+    ]
+    if idle := report["idle_cpu_percent"]:
+        text = ", ".join(f"{name} {percent:.1f} %" for name, percent in idle.items())
+        lines.append(f"processor time of idle clusters, of one core: {text}")
+    return lines
+
+
 def print_report(report: Mapping[str, Any], summaries: Sequence[Summary]) -> None:
     """Print the facts, the tables and every reason for which a measurement is void."""
     console = Console(width=_WIDTH, highlight=False, markup=False)
-    facts = report["facts"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    sync = facts["fdatasync_ms"]
-    console.print(
-        f"{facts['cores']} cores ({facts['processor']}), Linux {facts['kernel']}, "
-        f"Python {facts['python']}, commit {facts['commit']}\n{versions}\n"
-        f"data on {facts['file_system']} ({facts['device']}), 4 KiB fdatasync "
-        f"p50 {sync['p50']} ms, p99 {sync['p99']} ms"
-    )
-    if idle := report["idle_cpu_percent"]:
-        text = ", ".join(f"{name} {percent:.1f} %" for name, percent in idle.items())
-        console.print(f"idle clusters, of one core: {text}")
+    for line in fact_lines(report):
+        console.print(line)
     if summaries:
         console.print(throughput_table(summaries))
         for summary in summaries:
@@ -109,3 +116,20 @@ def print_report(report: Mapping[str, Any], summaries: Sequence[Summary]) -> Non
         console.print(memory_table(report["memory"]))
     for failure in report["failures"]:
         console.print(f"FAILED {failure}")
+
+
+def markdown(report: Mapping[str, Any], summaries: Sequence[Summary]) -> str:
+    """Return the same for docs/benchmarks.md, with the command that made it."""
+    lines = [f"`{report['command']}`", "", *(f"- {line}" for line in fact_lines(report)), ""]
+    lines += _markdown_table(throughput_table(summaries))
+    lines += ["", "Resident memory per node in MiB, leader first:", ""]
+    lines += _markdown_table(memory_table(report["memory"]))
+    return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    """Return a table's cells, which are plain strings, between bars."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    aligned = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    rows = [[str(column.header) for column in table.columns], aligned, *zip(*columns, strict=True)]
+    return [f"| {' | '.join(row)} |" for row in rows]

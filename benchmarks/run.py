@@ -123,12 +123,18 @@ def benchmark(options: Options, directory: Path, raw: dict[str, Any]) -> list[Sa
         with ExitStack() as stack:
             run = Run(options, [kind(directory) for kind in kinds], raw["failures"])
             raw["measurements"], samples = run.measurements, run.samples
-            for cluster in run.clusters:
+            for cluster in list(run.clusters):
                 stack.callback(cluster.stop)
                 say(f"starting {cluster.name}")
-                cluster.start()
-            raw["idle_cpu_percent"] = run.idle_cpu_percent()
-            for cell in todo:
+                try:
+                    cluster.start()
+                except (HarnessError, OSError) as error:
+                    raw["failures"].append(f"{cluster.name} did not start: {error}")
+                    run.clusters.remove(cluster)
+                    cluster.stop()
+            if run.clusters:
+                raw["idle_cpu_percent"] = run.idle_cpu_percent()
+            for cell in todo if run.clusters else ():
                 run.measure_cell(cell)
     if "memory" in options.only:
         for kind in kinds:

@@ -116,7 +116,14 @@ class Cluster(ABC):
             if node is not None:
                 return node
             time.sleep(0.1)
-        raise HarnessError(f"{self.name}: no leader within {timeout_s:.0f} s ({problem})")
+        raise HarnessError(
+            "\n".join(
+                [
+                    f"{self.name}: no leader within {timeout_s:.0f} s ({problem})",
+                    *(f"{each.name}: {line}" for each in self.processes for line in each.tail(3)),
+                ]
+            )
+        )
 
     def _await_read(self, timeout_s: float) -> None:
         """Wait until the leader answers a linearizable read."""

@@ -1,5 +1,7 @@
 """The options mean what their help says, and the facts and tables say what was found."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,11 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.facts import parse_mountinfo, probe_fdatasync_ms
-from benchmarks.run import parse_options
+from benchmarks.processes import HarnessError
+from benchmarks.run import benchmark, parse_options
+from benchmarks.show import sample_from
 from benchmarks.stats import Cell, Sample, summarize
+from benchmarks.systems import Etcd
 from benchmarks.turns import cells
 
 MOUNTS = """\
@@ -77,21 +82,64 @@ def rendered(samples: list[Sample]) -> str:
     return capture.get()
 
 
-def test_the_table_shows_medians_ratios_and_voids():
-    def sample(system: str, per_s: float, void: str | None = None) -> Sample:
-        return Sample(
-            cell=Cell("put", "leader", 32),
-            system=system,
-            round=0,
-            per_s=per_s,
-            p50_ms=1.5,
-            p99_ms=9.25,
-            cpu_us=300,
-            foreign_cpu=0.1,
-            void=void,
-        )
+def sample(system: str, per_s: float, void: str | None = None) -> Sample:
+    return Sample(
+        cell=Cell("put", "leader", 32),
+        system=system,
+        round=0,
+        per_s=per_s,
+        p50_ms=1.5,
+        p99_ms=9.25,
+        cpu_us=300,
+        foreign_cpu=0.1,
+        void=void,
+    )
 
+
+def test_the_table_shows_medians_ratios_and_voids():
     table = rendered([sample("kvnode", 2500), sample("etcd", 5000), sample("consul", 1, "errors")])
     assert "2,500 (2,500-2,500)" in table
     assert "etcd 0.50 (0.50-0.50)" in table
     assert "VOID: 1" in table
+
+
+def test_a_sample_comes_back_from_json_as_it_was():
+    """The documents' tables are made from the file, not from the run."""
+    before = sample("kvnode", 2500, "errors")
+    row = {**asdict(before), "cell": before.cell._asdict(), "wrk": {}, "leader": 1}
+    assert sample_from(json.loads(json.dumps(row))) == before
+
+
+def test_markdown_names_the_command_and_has_one_row_per_system():
+    raw = {
+        "command": "benchmarks/run.py --quick",
+        "started": "2026-01-01",
+        "idle_cpu_percent": {},
+        "memory": [],
+        "facts": {
+            **dict.fromkeys(("cores", "processor", "kernel", "python", "commit"), "?"),
+            "file_system": "ext4",
+            "device": "/dev/vda",
+            "versions": {"etcd": "3"},
+            "fdatasync_ms": {"p50": 0.1, "p99": 0.2},
+        },
+    }
+    text = report.markdown(raw, summarize([sample("kvnode", 2500), sample("etcd", 5000)]))
+    assert "`benchmarks/run.py --quick`" in text
+    assert [line for line in text.splitlines() if line.startswith("| put |")] == [
+        "| put | leader | 32 | kvnode | 2,500 (2,500-2,500) | 1.50 (1.50-1.50) |"
+        " 9.25 (9.25-9.25) | 300 | 0.10 | etcd 0.50 (0.50-0.50) |",
+        "| put | leader | 32 | etcd | 5,000 (5,000-5,000) | 1.50 (1.50-1.50) |"
+        " 9.25 (9.25-9.25) | 300 | 0.10 |  |",
+    ]
+
+
+def test_a_system_that_does_not_start_is_noted_and_left_out(tmp_path, monkeypatch):
+    class Broken(Etcd):
+        def start(self) -> None:
+            raise HarnessError("no disk")
+
+    monkeypatch.setattr("benchmarks.run.SYSTEMS", {"etcd": Broken})
+    raw = {"facts": {"versions": {"etcd": "3"}}, "failures": [], "memory": []}
+    assert benchmark(parse_options(["--only", "put"]), tmp_path, raw) == []
+    assert raw["failures"] == ["etcd did not start: no disk"]
