@@ -41,7 +41,7 @@ class Outgoing:
         self._connection = connection
         self._settings = connection.hub.settings
         self._changed = asyncio.Event()
-        self._lost = False
+        self._lost = not connection.is_open  # it may have broken since it was dialled
         self._accepted: tuple[bool, str] | None = None
         self._finished: tuple[bool, str] | None = None
         self._end_sent = False
@@ -106,24 +106,23 @@ class Outgoing:
         self._connection.send(pack_frame(frame, self._settings.frame_bytes_max))
 
     async def _next(self, next_chunk: Callable[[Done[bytes]], None]) -> bytes:
-        future: asyncio.Future[bytes | KvnodeError] = asyncio.get_running_loop().create_future()
+        """Ask the driver for a chunk; gives up when the peer or the connection does."""
+        given: list[bytes | KvnodeError] = []
 
         def done(chunk: bytes | None, error: KvnodeError | None) -> None:
-            if not future.done():
-                future.set_result(error if error is not None else chunk or b"")
+            given.append(error if error is not None else chunk or b"")
+            self._changed.set()
 
         next_chunk(done)
-        try:
-            async with asyncio.timeout(self._settings.snapshot_stall_s):
-                chunk = await future
-        except TimeoutError as error:
-            raise PeerUnreachable("our own snapshot gave no chunk in time") from error
+        await self._until(lambda: bool(given), self._settings.snapshot_stall_s)
+        self._check(self._finished)
+        chunk = given[0]
         if isinstance(chunk, KvnodeError):
             raise chunk
         return chunk
 
     async def _until(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until ``ready``; every answer of the peer starts the time-out again."""
+        """Wait until ``ready`` or until the peer ended the stream; each event starts the time again."""
         while not (ready() or self._finished is not None):
             if self._lost:
                 raise PeerUnreachable(f"snapshot broken off: {self._connection.reason}")
@@ -132,9 +131,7 @@ class Outgoing:
                 async with asyncio.timeout(timeout_s):
                     await self._changed.wait()
             except TimeoutError as error:
-                raise PeerUnreachable(
-                    f"the peer did nothing with the snapshot for {timeout_s} s"
-                ) from error
+                raise PeerUnreachable(f"the snapshot stood still for {timeout_s} s") from error
 
     async def _keep_to_rate(self, started: float) -> None:
         rate = self._settings.snapshot_bytes_per_s
