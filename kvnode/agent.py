@@ -29,6 +29,7 @@ from kvnode import __version__
 from kvnode.addresses import Address, parse_address
 from kvnode.config import Config, Loaded, SettingError
 from kvnode.discovery import Discovery, DnsSettings
+from kvnode.discovery.names import NameResolver
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
 from kvnode.disk.journal import ThreadJournal
@@ -52,6 +53,7 @@ from kvnode.ports import Hello
 from kvnode.replica.replica import Replica
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.transport.handshake import PROTOCOL
+from kvnode.transport.resolve import Resolve, ThreadResolver
 from kvnode.transport.tcp import TcpTransport
 
 _LOG = structlog.get_logger("kvnode.agent")
@@ -152,7 +154,9 @@ class Agent:
                 http_address=_http_address(config, config.http_port),
                 expect=config.bootstrap_expect,
             )
-            transport = TcpTransport(hello, bind_host=config.bind, bind_port=config.peer_port)
+            transport = TcpTransport(
+                hello, bind_host=config.bind, bind_port=config.peer_port, resolve=_resolver(config)
+            )
             parts.push_async_callback(transport.close)
 
             parts.push_async_callback(self._discovery.close)
@@ -320,6 +324,12 @@ def _discovery(config: Config) -> Discovery:
             name = f"{name}.{config.domain.strip('.')}."
         dns = DnsSettings(name=name, peer_port=config.peer_port, nameservers=config.dns_servers)
     return Discovery(retry_join=config.retry_join, peer_port=config.peer_port, dns=dns)
+
+
+def _resolver(config: Config) -> Resolve:
+    """How names are looked up at each dial: by the system, after the DNS servers named, if any."""
+    system = ThreadResolver()
+    return NameResolver(config.dns_servers, system) if config.dns_servers else system
 
 
 def _replica_settings(config: Config) -> ReplicaSettings:

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 def node_id(node: Node) -> str:
     record = json.loads((node.data / "identity.json").read_text())
-    return str(record.get("content", record)["node_id"])
+    return str(record["identity"]["node_id"])
 
 
 async def voters(made: Cluster, node: Node) -> dict[str, str]:
