@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,3 +198,9 @@ async def net() -> AsyncIterator[Net]:
     yield network
     for node in network.nodes:
         await node.close()
+
+
+@pytest.fixture
+def net_tools() -> Any:
+    """The helpers alone, for tests that run a loop of their own."""
+    return SimpleNamespace(hello=make_hello, until=until, ask=ask, quick=QUICK, Recorder=Recorder)

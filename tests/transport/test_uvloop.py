@@ -1,0 +1,41 @@
+"""The same transport on the loop that real nodes use."""
+
+import asyncio
+import random
+
+import pytest
+
+from kvnode.raft.messages import AppendEntries, Heartbeat
+from kvnode.raft.types import ZERO, Entry, EntryKind
+from kvnode.transport.tcp import TcpTransport
+
+uvloop = pytest.importorskip("uvloop")
+
+
+def test_messages_requests_and_errors_on_uvloop(net_tools):
+    async def scenario():
+        assert type(asyncio.get_running_loop()) is uvloop.Loop
+        nodes = []
+        for name in "ab":
+            node = TcpTransport(
+                net_tools.hello(name),
+                handler=net_tools.Recorder(),
+                rng=random.Random(1),
+                settings=net_tools.quick,
+            )
+            await node.start()
+            nodes.append(node)
+        a, b = nodes
+        a.set_peers({"b": (b.hello.address,)})
+        await net_tools.until(lambda: a.connected() == {"b": True})
+        entries = tuple(Entry(n, 1, EntryKind.COMMAND, bytes(1000)) for n in range(1, 1001))
+        message = AppendEntries("a", "b", 1, ZERO, entries, 0)
+        a.send("b", [Heartbeat("a", "b", 1, 0, 0), message])
+        await net_tools.until(lambda: len(b.handler.messages) == 2)
+        assert message in [m for _, m in b.handler.messages]
+        assert await net_tools.ask(a, "b", "m", 5) == (("m", 5), None)
+        await b.close()
+        await net_tools.until(lambda: a.connected() == {"b": False})
+        await a.close()
+
+    uvloop.run(scenario())
