@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 .PHONY: help up down status logs check test bench format docs install install-dev system-packages
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
 install: ## make .venv with what kvnode needs
 	@$(PYTHON) scripts/install.py $(VENV)
@@ -28,6 +28,7 @@ system-packages: ## programs that some tests and benchmarks use (root: installs 
 
 up: install ## start NODES=3 nodes in the background on DATA=data, wait for a leader
 	@$(BIN)/kvnode dev --detach --nodes $(NODES) --data-dir $(DATA) --http-port $(HTTP_PORT) --peer-port $(PEER_PORT)
+	@echo '`make status`, `make logs`, `make down`' >&2
 
 down: ## stop what `make up` started; the data stay
 	@if [ -x $(BIN)/kvnode ]; then $(BIN)/kvnode dev stop --data-dir $(DATA); else echo "nothing was started"; fi

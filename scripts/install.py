@@ -36,7 +36,7 @@ def main(venv: Path, extras: list[str]) -> None:
     what = f".[{','.join(extras)}]" if extras else "."
     sys.stderr.write(f"installing {what} into {venv}\n")
     pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "install", "--quiet", "--editable", what])
+    run([*pip, "install", "-qq", "--editable", what])
     stamp.write_text(json.dumps({"digest": wanted, "extras": extras}))
 
 

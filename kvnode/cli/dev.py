@@ -260,7 +260,7 @@ def _say_where(urls: tuple[str, ...], data_dir: Path, leader: str) -> None:
         "try:",
         f"  curl -X POST -d hello {first}/kv/greeting",
         f"  curl {urls[-1]}/kv/greeting",
-        f"  open {first}/ui/",
+        f"  curl {first}/pods",
     ]
     say("\n".join(lines))
 

@@ -19,6 +19,9 @@ import pytest
 from kvnode.cli.supervisor import AlreadyRunning, Plan, agent_argv, holding, names_in, running
 from kvnode.config import load
 
+pytestmark = pytest.mark.timeout(240)
+"""Starts, elections and stops of three processes, on a machine that may be busy."""
+
 Result = subprocess.CompletedProcess[str]
 
 
