@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -346,3 +349,42 @@ async def test_on_the_real_file_system(tmp_path: str) -> None:
     core, found = open_journal(OsFileSystem(), f"{tmp_path}/raft", fresh=False)
     core.close()
     assert found.entries == [entry(i, data=b"x" * i) for i in range(1, 200)]
+
+
+WRITER = """
+import sys
+from kvnode.disk.data_dir import DataDir
+from kvnode.disk.journal import Save
+from kvnode.raft.types import Entry, EntryKind, HardState
+data = DataDir.open(sys.argv[1], "n-0")
+core, found = data.open_journal()
+index = found.base.last.index + len(found.entries)
+core.run([Save(HardState(found.hard_state.term + 1, "me"), [])])
+while True:
+    index += 1
+    entry = Entry(index, found.hard_state.term + 1, EntryKind.COMMAND, b"%d" % index * 50)
+    core.run([Save(None, [entry])])
+    sys.stdout.buffer.write(b"%d\\n" % index)
+    sys.stdout.buffer.flush()
+"""
+
+
+def test_a_killed_process_loses_nothing_that_it_said(tmp_path: Path) -> None:
+    """The real thing: SIGKILL between any two instructions, two lives one after the other."""
+    said = 0
+    for life in range(1, 3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        for _ in range(100 * life):
+            said = int(process.stdout.readline())
+        process.kill()
+        rest, _ = process.communicate()
+        said = int(([str(said), *rest.decode().split("\n")[:-1]])[-1])
+        core, found = open_journal(OsFileSystem(), f"{tmp_path}/raft", fresh=False)
+        core.close()
+        assert said <= len(found.entries) <= said + 1
+        assert all(e.data == b"%d" % e.index * 50 for e in found.entries)
+        assert found.hard_state == HardState(Term(life), NodeId("me"))
+        said = len(found.entries)
