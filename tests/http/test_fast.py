@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -25,6 +26,12 @@ async def talk(node: Node, data: bytes, answers: int = 1) -> list[Answer]:
     read = [await read_answer(reader) for _ in range(answers)]
     writer.close()
     return read
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0)
 
 
 async def until_closed(reader: asyncio.StreamReader) -> bytes:
@@ -98,8 +105,7 @@ async def test_a_write_holds_up_what_was_pipelined_behind_it(node: Node) -> None
     node.replica.held = []
     reader, writer = await node.connect()
     writer.write(request("PUT", "/v1/kv/a", b"1") + request("GET", "/v1/kv/a?raw"))
-    while not node.replica.commands:
-        await asyncio.sleep(0)
+    await until(lambda: node.replica.commands)
     await asyncio.sleep(0.01)
     assert node.replica.reads == []
     node.replica.release()
@@ -113,8 +119,7 @@ async def test_reads_run_side_by_side_and_leave_in_order(node: Node) -> None:
     node.replica.held = []
     reader, writer = await node.connect()
     writer.write(request("GET", "/v1/kv/a?raw") + request("GET", "/v1/kv/b?raw"))
-    while len(node.replica.held) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(node.replica.held or ()) == 2)
     first, second = node.replica.held
     second()
     await asyncio.sleep(0.01)
@@ -185,8 +190,7 @@ async def test_an_odd_request_waits_for_the_answers_before_it(node: Node) -> Non
     node.replica.held = []
     reader, writer = await node.connect()
     writer.write(request("PUT", "/v1/kv/a", b"1") + request("GET", "/v1/status/leader"))
-    while not node.replica.commands:
-        await asyncio.sleep(0)
+    await until(lambda: node.replica.commands)
     node.replica.release()
     assert (await read_answer(reader)).body == b"true"
     assert (await read_answer(reader)).body == b'"10.0.0.1:8300"'
@@ -239,15 +243,13 @@ async def test_a_client_that_hangs_up_does_not_undo_its_write(node: Node) -> Non
     node.replica.held = []
     _, writer = await node.connect()
     writer.write(request("PUT", "/v1/kv/a", b"1"))
-    while not node.replica.commands:
-        await asyncio.sleep(0)
+    await until(lambda: node.replica.commands)
     writer.transport.abort()
     await asyncio.sleep(0.02)
     node.replica.release()
     assert node.replica.store.count() == 1
     assert (node.server.gate.requests, node.server.gate.body_bytes) == (0, 0)
-    while node.server.gate.connections:
-        await asyncio.sleep(0)
+    await until(lambda: not node.server.gate.connections)
 
 
 # --- heads ----------------------------------------------------------------------------------
@@ -414,10 +416,7 @@ async def test_a_client_that_takes_nothing_is_cut(start: Start) -> None:
     reader, writer = await node.connect()
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(request("GET", "/v1/kv/a?raw") * 100)
-    deadline = asyncio.get_running_loop().time() + 5
-    while node.server.gate.connections and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(0.05)
-    assert node.server.gate.connections == 0
+    await until(lambda: not node.server.gate.connections)
     assert len(node.replica.reads) < 100, "reading more while nobody takes the answers"
     writer.close()
     del reader
@@ -450,8 +449,7 @@ async def test_requests_above_the_bound_hear_so(start: Start, fast_path: bool) -
     node.replica.held = []
     _, first = await node.connect()
     first.write(request("PUT", "/v1/kv/a", b"1"))
-    while not node.replica.commands:
-        await asyncio.sleep(0)
+    await until(lambda: node.replica.commands)
     for path, status in (("/v1/kv/b", 500), ("/kv/b", 429)):
         answer = (await talk(node, request("PUT", path, b"2")))[0]
         assert answer.status == status
@@ -467,8 +465,7 @@ async def test_bytes_above_the_bound_are_refused(start: Start) -> None:
     node.replica.held = []
     _, first = await node.connect()
     first.write(request("PUT", "/v1/kv/a", b"x" * 100_000))
-    while not node.replica.commands:
-        await asyncio.sleep(0)
+    await until(lambda: node.replica.commands)
     answer = (await talk(node, request("PUT", "/v1/kv/b", b"2")))[0]
     assert (answer.status, answer.headers["connection"]) == (500, "close")
     node.replica.release()
@@ -488,8 +485,7 @@ async def test_close_finishes_what_is_in_progress(start: Start, fast_path: bool)
     node.replica.held = []
     reader, writer = await node.connect()
     writer.write(request("PUT", "/v1/kv/a", b"1"))
-    while not node.replica.commands:
-        await asyncio.sleep(0)
+    await until(lambda: node.replica.commands)
     closing = asyncio.create_task(node.server.close())
     assert await until_closed(idle_reader) == b""
     assert not closing.done()
@@ -506,8 +502,7 @@ async def test_close_does_not_wait_for_ever(start: Start) -> None:
     node.replica.held = []
     reader, writer = await node.connect()
     writer.write(request("PUT", "/v1/kv/a", b"1"))
-    while not node.replica.commands:
-        await asyncio.sleep(0)
+    await until(lambda: node.replica.commands)
     await asyncio.wait_for(node.server.close(), 5)
     assert await until_closed(reader) == b""
     writer.close()
