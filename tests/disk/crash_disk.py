@@ -51,7 +51,7 @@ class _Dir:
 class CrashDisk:
     """Implements ``kvnode.disk.files.FileSystem``."""
 
-    def __init__(self, seed: int = 0, capacity: int = 1 << 30) -> None:
+    def __init__(self, seed: int = 0, capacity: int = 1 << 20) -> None:
         self.rng = random.Random(seed)
         self.capacity = capacity
         self.root = _Dir()

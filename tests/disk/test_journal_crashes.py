@@ -159,7 +159,7 @@ def operations_of(groups: list[tuple[list[Operation], list[Recovered]]]) -> int:
     return disk.operations
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_after_a_crash_at_any_operation_the_old_or_the_new_state_is_found(seed: int) -> None:
     """RC-1, RC-9, RC-37, RC-71: no gap, nothing acknowledged lost, nothing half."""
     groups = story(seed, 25)
@@ -175,7 +175,7 @@ def test_after_a_crash_at_any_operation_the_old_or_the_new_state_is_found(seed: 
         assert_goes_on(disk, outcome.allowed, outcome.opened)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_after_a_failed_operation_nothing_is_written_and_a_restart_decides(seed: int) -> None:
     """RC-8: a failed sync is never tried again, and what it left in doubt is not believed."""
     groups = story(100 + seed, 25)
@@ -192,7 +192,7 @@ def test_after_a_failed_operation_nothing_is_written_and_a_restart_decides(seed:
         assert_goes_on(disk, outcome.allowed, outcome.opened)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_crash_while_opening_loses_nothing(seed: int) -> None:
     """Recovery itself repairs torn tails and copies; it may be cut off anywhere, again and again."""
     groups = story(200 + seed, 12)

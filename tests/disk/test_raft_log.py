@@ -6,7 +6,7 @@ import contextlib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnode.disk.base_file import BaseRecord, decode_base, encode_base
@@ -68,6 +68,7 @@ def changes(draw: st.DrawFn) -> list[tuple[str, int, int, int]]:
     return draw(st.lists(step, max_size=25))
 
 
+@settings(max_examples=60)
 @given(changes())
 def test_the_log_is_what_a_list_would_be(steps: list[tuple[str, int, int, int]]) -> None:
     disk, log = fresh(capacity=4 << 20)
@@ -276,6 +277,7 @@ def test_a_segment_shorter_than_its_header_says_is_corrupt(size: int) -> None:
         disk.damage(path, good)
 
 
+@settings(max_examples=40)
 @given(st.randoms(use_true_random=False))
 def test_random_damage_never_changes_or_loses_an_entry(rng: random.Random) -> None:
     """RC-71: what is read back is exactly what was synced, or it is refused."""

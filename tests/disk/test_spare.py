@@ -25,7 +25,7 @@ def test_the_size_follows_the_free_space_within_bounds() -> None:
 
 
 def test_each_piece_is_short_and_synced() -> None:
-    disk = CrashDisk()
+    disk = CrashDisk(capacity=1 << 30)
     spare = Spare(disk, "/d")
     for piece in range(1, 4):
         assert spare.step()
@@ -34,7 +34,7 @@ def test_each_piece_is_short_and_synced() -> None:
 
 @pytest.mark.parametrize("pieces", [0, 3, 16])
 def test_it_is_finished_when_it_is_needed(pieces: int) -> None:
-    disk = CrashDisk()
+    disk = CrashDisk(capacity=1 << 30)
     spare = Spare(disk, "/d")
     for _ in range(pieces):
         spare.step()
@@ -46,7 +46,7 @@ def test_it_is_finished_when_it_is_needed(pieces: int) -> None:
 
 
 def test_one_that_is_too_small_is_replaced() -> None:
-    disk = CrashDisk()
+    disk = CrashDisk(capacity=1 << 30)
     spare = Spare(disk, "/d")
     spare.step()
     assert spare.take(SEGMENT_BYTES_MAX + 1) == SEGMENT_BYTES_MAX + 4096
@@ -77,7 +77,7 @@ def test_without_space_it_fails_and_gives_back_what_it_took() -> None:
 
 
 def test_left_overs_are_removed() -> None:
-    disk = CrashDisk()
+    disk = CrashDisk(capacity=1 << 30)
     Spare(disk, "/d").step()
     assert disk.files()
     Spare(disk, "/d")
