@@ -102,7 +102,7 @@ def _entries(rows: tuple[Any, ...], prev: LogId, term_max: int) -> tuple[Entry, 
     entries: list[Entry] = []
     append = entries.append
     make = tuple.__new__
-    kinds = _KINDS
+    kinds, membership = _KINDS, int(EntryKind.MEMBERSHIP)
     index, term = int(prev.index), int(prev.term)
     if prev.index + len(rows) >= INT_LIMIT:
         raise RemoteProtocolError("entries run beyond the last index")
@@ -117,7 +117,7 @@ def _entries(rows: tuple[Any, ...], prev: LogId, term_max: int) -> tuple[Entry, 
                 raise RemoteProtocolError(f"entry {index} has an impossible term")
             term = got_term
         entry = make(Entry, (index, term, kinds[kind], data))
-        if kind == EntryKind.MEMBERSHIP:
+        if kind == membership:
             _membership(data)
         append(entry)
     return tuple(entries)

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from time import monotonic
 from typing import Any, Protocol, cast
 
-from kvnode.errors import KvnodeError, LocalProtocolError, PeerUnreachable, RemoteProtocolError
+from kvnode.errors import (
+    KvnodeError,
+    LocalProtocolError,
+    Overloaded,
+    PeerUnreachable,
+    RemoteProtocolError,
+)
 from kvnode.ports import Hello
 from kvnode.raft.types import NodeId
 from kvnode.transport import framing
@@ -130,6 +137,7 @@ class Connection(asyncio.Protocol):
         self.dropping = False
         """The write buffer is full and the driver was told; reset when something goes out again."""
         self.reason = "connection lost"
+        self._told: Hello | None = None
         self._transport: asyncio.Transport | None = None
         self._decoder = FrameDecoder(framing.HELLO_BYTES_MAX)
         self._queue: list[bytes] = []
@@ -152,7 +160,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=self.hub.settings.bulk_bytes_max)
         self.hub.opened(self)
         if self.lane is not None and self.is_open:
-            self._write(pack_frame(hello_frame(self.hub.hello, self.lane, self.expected)))
+            self._introduce()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits."""
@@ -240,8 +248,8 @@ class Connection(asyncio.Protocol):
         if refusal is not None:
             self.refuse(*refusal)
             return
-        if not self.dialed:
-            self._write(pack_frame(hello_frame(self.hub.hello, greeting.lane)))
+        if not self.dialed or self._told != self.hub.hello:
+            self._introduce()  # for a dialler: again, what it said while it dialled is outdated
         self.peer = greeting.hello
         self._decoder.frame_bytes_max = self.hub.settings.frame_bytes_max
         if not self.outcome.done():
@@ -289,13 +297,16 @@ class Connection(asyncio.Protocol):
             raise RemoteProtocolError("malformed request")
         framing.check_plain(payload)
         self.serving += 1
+        answer = Answer(request_id, self._answer)
         if self.serving > self.hub.settings.requests_max:
-            raise RemoteProtocolError(f"more than {self.hub.settings.requests_max} requests")
-        self.hub.requested(self, method, payload, Answer(request_id, self._answer))
+            # Not the peer's fault: it may have given up on requests that the driver still holds.
+            answer.fail(Overloaded("too many requests of one peer are under way"))
+        else:
+            self.hub.requested(self, method, payload, answer)
 
     def _on_pong(self) -> None:
         if self._ping_sent_at is not None and self.counters is not None and self.lane is Lane.FAST:
-            self.counters.rtt_s = self.hub.loop.time() - self._ping_sent_at
+            self.counters.rtt_s = monotonic() - self._ping_sent_at
         self._ping_sent_at = None
 
     def _on_new_hello(self, frame: tuple[Any, ...]) -> None:
@@ -348,8 +359,8 @@ class Connection(asyncio.Protocol):
 
     def reintroduce(self) -> None:
         """Our own introduction changed: send it again."""
-        assert self.lane is not None, "greeted connections have a lane"
-        self.send(pack_frame(hello_frame(self.hub.hello, self.lane, self.expected)))
+        self._flush()
+        self._introduce()
 
     def request(self, method: str, payload: Any, deadline: float, done: Any) -> None:
         """Ask the other end. ``done`` is called exactly once unless this raises.
@@ -366,6 +377,11 @@ class Connection(asyncio.Protocol):
             self.asked.withdraw(request_id)
             raise
         self.send_soon(frame)
+
+    def _introduce(self) -> None:
+        assert self.lane is not None, "known from dialling, or from the other end's introduction"
+        self._told = self.hub.hello
+        self._write(pack_frame(hello_frame(self._told, self.lane, self.expected)))
 
     def _answer(self, request_id: int, value: Any, error: KvnodeError | None) -> None:
         self.serving -= 1
@@ -422,7 +438,7 @@ class Connection(asyncio.Protocol):
         if self._silent > limit:
             self.abort(f"silent for {self._silent} ping intervals")
         elif self.dialed and self._ping_sent_at is None:
-            self._ping_sent_at = self.hub.loop.time()
+            self._ping_sent_at = monotonic()  # uvloop's clock stands still within a turn
             self._write(_PING)
 
     @property

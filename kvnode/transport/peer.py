@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import structlog
 
@@ -34,6 +34,10 @@ class PeerOwner(Hub, Protocol):
 
     resolve: Resolve
     rng: random.Random
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task that the transport owns: its failure is reported, ``close`` ends it."""
+        ...
 
     def lane_down(self, node_id: NodeId) -> None:
         """A lane broke: messages on it may be lost."""
@@ -143,7 +147,7 @@ async def _attempt_ip(
     except TimeoutError:
         connection.abort("no answer in time")
         return PeerUnreachable("no answer in time", took_effect="no")
-    except OSError as cause:
+    except (OSError, ValueError, OverflowError) as cause:  # the address may be nonsense
         return PeerUnreachable(str(cause), took_effect="no")
     except asyncio.CancelledError:
         connection.abort("no longer wanted")
@@ -164,9 +168,7 @@ class PeerLane:
         settings = owner.settings
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s, owner.rng)
         self.bytes_max = settings.fast_bytes_max if lane is Lane.FAST else settings.bulk_bytes_max
-        self.task = owner.loop.create_task(
-            self._keep(), name=f"lane {lane.name.lower()} to {peer.node_id}"
-        )
+        self.task = owner.spawn(self._keep(), f"lane {lane.name.lower()} to {peer.node_id}")
 
     @property
     def connection(self) -> Connection | None:

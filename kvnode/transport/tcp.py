@@ -192,7 +192,7 @@ class TcpTransport:
     def set_peers(self, peers: Mapping[NodeId, tuple[str, ...]]) -> None:
         """See ``kvnode.ports.Transport``. Our own id is skipped."""
         for node_id in [n for n in self._peers if n not in peers]:
-            self._spawn(self._peers.pop(node_id).close(), f"close {node_id}")
+            _ = self.spawn(self._peers.pop(node_id).close(), f"close {node_id}")
         for node_id, addresses in peers.items():
             if node_id == self._hello.node_id or self._closing:
                 continue
@@ -272,7 +272,7 @@ class TcpTransport:
         else:
             if self._asks < self.settings.asks_max and not self._closing:
                 self._asks += 1
-                self._spawn(
+                _ = self.spawn(
                     self._ask(target, method, payload, self.loop.time() + timeout_s, done),
                     f"ask {address}",
                 )
@@ -297,7 +297,7 @@ class TcpTransport:
             error = Overloaded(f"a snapshot is on its way to {to} already")
         else:
             self._streaming.add(to)
-            self._spawn(self._stream(peer, term, meta, next_chunk, done), f"snapshot to {to}")
+            _ = self.spawn(self._stream(peer, term, meta, next_chunk, done), f"snapshot to {to}")
             return
         self.loop.call_soon(done, error)
 
@@ -382,6 +382,13 @@ class TcpTransport:
                 connection.abort("snapshot stream finished")
         done(error)
 
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task that this transport owns: its failure is reported, ``close`` ends it."""
+        task = self.loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
     def lane_down(self, node_id: NodeId) -> None:
         """A lane of a peer broke or is full."""
         if not self._closing and self.handler is not None:
@@ -451,12 +458,19 @@ class TcpTransport:
             self.handler.on_peer_hello(theirs)
 
     def refused(self, connection: Connection, refused: Refused) -> None:
-        """A peer refused us; a removal counts only when our own cluster says so (RC-47)."""
+        """A peer refused us.
+
+        A removal counts only when our own cluster says so, at an address that *we* dialled (RC-47):
+        whoever just connects to us cannot make us give up our data.
+        """
         self.metrics.refused += 1
-        if self._may_log(f"refused by {connection.expected or connection.host}"):
+        ordinary = refused.refusal in {Refusal.IDENTITY, Refusal.SELF}
+        if not ordinary and self._may_log(f"refused by {connection.expected or connection.host}"):
             log.warning("refused_by_peer", peer=connection.expected, reason=refused.text)
         ours = self._hello.cluster_id
-        if refused.refusal is Refusal.REMOVED and ours and refused.cluster_id == ours:
+        if refused.refusal is not Refusal.REMOVED or not connection.dialed:
+            return
+        if ours and refused.cluster_id == ours:
             assert self.handler is not None, "started"
             self.handler.on_removed()
 
@@ -469,7 +483,7 @@ class TcpTransport:
         for message in messages:
             if message.sender != sender.node_id or message.to != self._hello.node_id:
                 raise RemoteProtocolError("a Raft message with a wrong sender or receiver")
-        if self._closing:
+        if self._closing or not messages:
             return
         if self._listens_to(sender):
             self.handler.on_messages(sender, messages)
@@ -534,8 +548,8 @@ class TcpTransport:
         self, connection: Connection, theirs: Hello, refusal: tuple[Refusal, str]
     ) -> None:
         self.metrics.refused += 1
-        if refusal[0] is Refusal.SELF:
-            return
+        if refusal[0] in {Refusal.SELF, Refusal.IDENTITY}:
+            return  # every day's business: addresses move, and the next candidate is tried
         conflict = refusal[0] is Refusal.DUPLICATE
         self.metrics.identity_conflicts += conflict
         if self._may_log(f"refused {theirs.node_id} {connection.host}"):
@@ -545,11 +559,6 @@ class TcpTransport:
 
     def _may_log(self, key: str) -> bool:
         return self._brake.allows(key, self.loop.time())
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = self.loop.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
 
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

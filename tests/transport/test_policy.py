@@ -315,13 +315,57 @@ async def test_the_number_of_connections_is_bounded(net):
         sock.close()
 
 
-async def test_a_peer_that_asks_too_much_at_once_is_dropped(net, raw):
-    """RC-67: our own side never has more under way than it allows; a stranger build might."""
+async def test_a_peer_that_asks_too_much_at_once_is_told_so(net, raw):
+    """RC-67: it may have given up on what we still hold, so it keeps its connection."""
     a = await net.start("a", settings=TransportSettings(requests_max=3))
     a.recorder.hold = True
     peer = await raw(a.port)
     await peer.greet(net.hello("b"), Lane.BULK)
     for number in range(4):
         peer.send(framing.REQUEST, number, "m", None)
-    assert await peer.read() is None
+    kind, number, name, _, took_effect, _ = await peer.read()
+    assert (kind, number, name, took_effect) == (framing.FAILURE, 3, "Overloaded", "no")
     assert len(a.recorder.held) == 3
+    a.recorder.held[0][0]("done")
+    assert (await peer.read())[:2] == (framing.ANSWER, 0)
+    peer.send(framing.REQUEST, 4, "m", None)
+    await net.until(lambda: len(a.recorder.held) == 4)
+
+
+async def test_nobody_who_just_connects_can_say_that_we_were_removed(net, raw):
+    """Our cluster's id is no secret; whom we dial is our own choice."""
+    a = await net.start("a")
+    peer = await raw(a.port)
+    await peer.greet(net.hello("b"))
+    peer.send(framing.REFUSED, Refusal.REMOVED.value, "go away", "c")
+    assert await peer.read() is None
+    assert a.recorder.removed == 0
+
+
+async def test_a_cluster_id_that_came_while_we_dialled_is_told_at_once(net):
+    """Else the peer would ignore our Raft messages for as long as the connection stands."""
+    a = await net.start("a", "")
+    told = []
+    answer = asyncio.Event()
+
+    async def serve(reader, writer):
+        peer = Raw(reader, writer)
+        lane = Lane((frame := await peer.read())[2])
+        told.append((lane, frame[5]))
+        await answer.wait()
+        writer.write(pack_frame(hello_frame(net.hello("b", "c"), lane)))
+        frame = await peer.read()
+        told.append((lane, frame[5]))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    a.set_peers({"b": (f"127.0.0.1:{server.sockets[0].getsockname()[1]}",)})
+    await net.until(lambda: len(told) == 2)
+    a.hello = a.hello._replace(cluster_id="c")
+    answer.set()
+    await net.until(lambda: len(told) >= 4)
+    assert set(told[:2]) == {(Lane.FAST, ""), (Lane.BULK, "")}
+    assert set(told[2:4]) == {(Lane.FAST, "c"), (Lane.BULK, "c")}
+    a.set_peers({})
+    server.close()
+    await net.until(lambda: not a._connections)
