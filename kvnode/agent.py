@@ -27,6 +27,7 @@ import structlog
 
 from kvnode import __version__
 from kvnode.addresses import Address, parse_address
+from kvnode.agent_metrics import DiskCollector, TransportCollector
 from kvnode.config import Config, Loaded, SettingError
 from kvnode.discovery import Discovery, DnsSettings
 from kvnode.discovery.names import NameResolver
@@ -188,6 +189,10 @@ class Agent:
                     pod_addresses=self._pod_addresses,
                     reload=self._reload,
                     leave=self._leave,
+                    collectors=(
+                        DiskCollector(journal, data_dir),
+                        TransportCollector(transport.metrics),
+                    ),
                 )
             )
             parts.push_async_callback(http.close)

@@ -74,6 +74,20 @@ class Node:
             time.sleep(0.02)
         raise AssertionError(f"not ready\n{self.log.read_text()[-3000:]}")
 
+    def busy(self, address: str) -> None:
+        """Wait until a request besides our own is in progress."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+                for line in answer.read().decode().splitlines():
+                    if (
+                        line.startswith("kvnode_http_requests_in_progress ")
+                        and float(line.split()[1]) >= 2
+                    ):
+                        return
+            time.sleep(0.02)
+        raise AssertionError("no request in progress")
+
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(START_S)

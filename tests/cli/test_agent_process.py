@@ -8,7 +8,6 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,33 +45,51 @@ def test_data_are_there_again_however_the_node_ended(
     assert again.event("node_started")["boot"] == 2
 
 
+LEADERLESS = ("--data-dir=d", "--node-name=n1", "--bootstrap-expect=3", "--retry-join=127.0.0.1:1")
+"""A node that waits for two others for ever: a write is held for ``--leader-wait-s``."""
+
+
+def hold_a_write(node: Any) -> socket.socket:
+    """Send a write that cannot be answered yet; return its connection."""
+    address = node.url.removeprefix("http://")
+    host, _, port = address.partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.sendall(b"PUT /v1/kv/k HTTP/1.1\r\nHost: n\r\nContent-Length: 4\r\n\r\nhalf")
+    node.busy(address)
+    return connection
+
+
 def test_a_second_signal_ends_the_node_at_once(start: Start) -> None:
     """The first one waits for requests in progress; who asks twice does not want to wait."""
+    node = start(*LEADERLESS, *PORTS, "--leader-wait-s=60")
+    with hold_a_write(node):
+        node.process.send_signal(signal.SIGTERM)
+        node.event("node_stopping")
+        assert node.end(signal.SIGTERM) == 1
+    assert node.event("stopped_at_once")["signal"] == "SIGTERM"
+
+
+def test_a_request_in_progress_is_answered_before_the_end(start: Start) -> None:
+    """It was taken, so it gets an answer and not a broken connection: nothing was stored."""
+    node = start(*LEADERLESS, *PORTS, "--leader-wait-s=60")
+    with hold_a_write(node) as connection:
+        node.process.send_signal(signal.SIGTERM)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 500")
+    assert b"No cluster leader" in answer
+    assert node.process.wait(20) == 0
+
+
+def test_the_metrics_show_disk_and_peers(start: Start) -> None:
     node = start("-dev", *PORTS)
     url = node.ready()
     put(url, "k", b"v")
-    seen = threading.Event()
-
-    def hang() -> None:
-        with (
-            suppress(OSError),
-            urllib.request.urlopen(f"{url}/v1/kv/k?index=999&wait=60s", timeout=60) as a,
-        ):
-            a.read()
-        seen.set()
-
-    waiter = threading.Thread(target=hang)
-    waiter.start()
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
-        answer.read()  # the blocking query was sent before and is in progress by now
-    node.process.send_signal(signal.SIGTERM)
-    node.event("node_stopping")
-    code = node.end(signal.SIGTERM)
-    waiter.join(10)
-    assert seen.is_set()
-    assert code in (0, 1)
-    if code == 1:
-        assert node.event("stopped_at_once")["signal"] == "SIGTERM"
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values["kvnode_log_syncs_total"]) >= 1
+    assert float(values["kvnode_volume_free_bytes"]) > 0
+    assert values["kvnode_peers_refused_total"] == "0.0"
 
 
 def test_assertions_may_not_be_removed(start: Start, tmp_path: Path) -> None:
