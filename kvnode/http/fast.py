@@ -5,26 +5,20 @@ one of the two KV prefixes, HTTP/1.1, a known length) are answered here by ``kv`
 a task or a future. At the first request that is anything else, the connection is given to aiohttp with
 all bytes not yet used, and stays there.
 
-That rule is also the security argument. This parser accepts only what cannot be misread: a strict
-subset of HTTP/1.1, checked by one regular expression. Whatever is doubtful (folded lines, two lengths,
-``Transfer-Encoding``, ``Expect``, ``Upgrade``, bare line feeds) is left to a full parser, so there
-is no second opinion about where a message ends.
-
-Measured against an ``httptools`` parser with a call-back per header: heads repeat on a kept connection,
-so a head seen before costs one look-up here instead of a call-back per line.
+Only what cannot be misread is taken here (see ``heads``), so there is never a second opinion about where
+a message ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from email.utils import formatdate
-from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from kvnode.http import errors, kv
+from kvnode.http.heads import read_block
 from kvnode.http.messages import TEXT_TYPE, Response
 
 if TYPE_CHECKING:
@@ -41,12 +35,6 @@ _STARTS = tuple(
 )
 _START_BYTES = max(map(len, _STARTS))
 _PREFIXES = (kv.V1_PREFIX, kv.OWN_PREFIX)
-_BLOCK = re.compile(
-    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*", re.DOTALL
-).fullmatch
-_LENGTH = re.compile(rb"[0-9]{1,10}").fullmatch
-_ODD_HEADERS = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-_REMEMBERED_BLOCK_BYTES_MAX = 768
 _BUFFER_PAUSE_BYTES = 64 * 1024
 """More than this, waiting behind requests in progress, stops the reading."""
 _LINGER_S = 2.0
@@ -65,51 +53,6 @@ _STATUS_LINES = {
 _SLOW = Response(408, TEXT_TYPE, b"the request did not arrive in time; nothing was stored")
 _LONG_URL = Response(414, TEXT_TYPE, b"the request line is too long")
 _LONG_HEAD = Response(431, TEXT_TYPE, b"the request's head is too long")
-
-
-class Facts(NamedTuple):
-    """What a block of header lines says that matters here."""
-
-    length: int
-    """Bytes of body that follow."""
-    close: bool
-    """The client wants the connection closed after the answer."""
-
-
-def read_block(block: bytes) -> Facts | None:
-    """Read header lines, each ended by CRLF. None: leave this request to the full parser."""
-    if len(block) <= _REMEMBERED_BLOCK_BYTES_MAX:
-        return _read_remembered(block)
-    return _read_block(block)
-
-
-def _read_block(block: bytes) -> Facts | None:
-    if not _BLOCK(block):
-        return None
-    length: bytes | None = None
-    hosts = 0
-    close = False
-    for line in block[:-2].split(b"\r\n"):
-        raw_name, _, raw_value = line.partition(b":")
-        name = raw_name.lower()
-        if name in _ODD_HEADERS:
-            return None
-        if name == b"host":
-            hosts += 1
-        elif name == b"content-length":
-            value = raw_value.strip(b" \t")
-            if length is not None or not _LENGTH(value):
-                return None
-            length = value
-        elif name == b"connection":
-            option = raw_value.strip(b" \t").lower()
-            if option not in {b"close", b"keep-alive"}:
-                return None
-            close = close or option == b"close"
-    return Facts(int(length or 0), close) if hosts == 1 else None
-
-
-_read_remembered = lru_cache(maxsize=512)(_read_block)
 
 
 class FullShell(Protocol):

@@ -6,12 +6,14 @@ in-process ones, and tests that need to break something ask for it and are skipp
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
 
 import pytest
 
 from kvnode.http import HttpContext, HttpServer, HttpSettings
+from tests.chaos import processes
 from tests.conformance.wire import Kv, Wire
 from tests.http.fake_replica import FakeReplica
 
@@ -24,11 +26,48 @@ class Target(NamedTuple):
     fake: FakeReplica | None
 
 
-@pytest.fixture(params=["aiohttp", "fast"])
-async def node(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
-    """Start one node per test: in this process, once with each shell."""
+SHELLS = ["aiohttp", "fast"]
+PROCESSES = ["leader", "follower"]
+"""Nodes of a real three-node cluster; run with ``-m chaos``."""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Target]]:
+    """Three processes, shared by all tests: each test keeps to keys of its own."""
+    with asyncio.Runner() as runner:
+        context = processes.cluster(tmp_path_factory.mktemp("conformance"))
+        made = runner.run(context.__aenter__())
+        try:
+            runner.run(made.ready())
+            leader = runner.run(made.leader())
+            follower = next(other for other in made.nodes if other is not leader)
+            yield {
+                "leader": Target(leader.host, leader.http_port, None),
+                "follower": Target(follower.host, follower.http_port, None),
+            }
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture(
+    params=[*SHELLS, *(pytest.param(name, marks=pytest.mark.chaos) for name in PROCESSES)]
+)
+def place(request: pytest.FixtureRequest) -> Target | str:
+    """Choose a running node, or the shell of one to start."""
+    if request.param in PROCESSES:
+        chosen: Target = request.getfixturevalue("cluster")[request.param]
+        return chosen
+    return str(request.param)
+
+
+@pytest.fixture
+async def node(place: Target | str) -> AsyncIterator[Target]:
+    """Return a node to talk to; one in this process is started for each test."""
+    if isinstance(place, Target):
+        yield place
+        return
     fake = FakeReplica()
-    settings = HttpSettings(node_name="kvnode-0", fast_path=request.param == "fast")
+    settings = HttpSettings(node_name="kvnode-0", fast_path=place == "fast")
     server = HttpServer(HttpContext(replica=fake, settings=settings))
     await server.start("127.0.0.1", 0)
     yield Target("127.0.0.1", server.port, fake)

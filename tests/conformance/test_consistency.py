@@ -29,6 +29,7 @@ from tests.http.fake_replica import FakeReplica
 async def test_consistency_modes(kv: Kv, query: str, effective: str) -> None:
     """Spec §3, §1.7."""
     await kv.put("a", "1")
+    await kv.entry("a")  # a follower has applied it now, so a stale read finds it
     answer = await kv.get("a", query)
     assert answer.status == 200
     assert answer.headers["x-consul-effective-consistency"] == effective

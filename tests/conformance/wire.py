@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import uuid
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer:
     """One response, as it came over the wire."""
 
     status: int
