@@ -40,10 +40,8 @@ class DnsServer:
         self.garbage = False
         self.ttl = 5
         self.queries: list[tuple[str, str, str]] = []
-        self._tcp = socket.create_server((host, 0))
+        self._tcp, self._udp = _bind_both(host)
         self.port: int = self._tcp.getsockname()[1]
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((host, self.port))
         self._stop_in, self._stop_out = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="dns-server", daemon=True)
         self._random = random.Random(7)
@@ -159,6 +157,21 @@ class DnsServer:
             # The SOA's last number is how long a denial may be cached; c-ares keeps it in the process.
             soa = SOA("ns.dns.cluster.local", "hostmaster", (1, 7200, 1800, 86400, 30))
             reply.add_auth(RR("cluster.local", QTYPE.SOA, ttl=30, rdata=soa))
+
+
+def _bind_both(host: str) -> tuple[socket.socket, socket.socket]:
+    """A TCP and a UDP socket on one port, which must be free for both."""
+    for _ in range(50):
+        tcp = socket.create_server((host, 0))
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind(tcp.getsockname())
+        except OSError:
+            tcp.close()
+            udp.close()
+            continue
+        return tcp, udp
+    raise OSError("no port is free for both UDP and TCP")
 
 
 __all__ = ["NS", "RCODE", "DnsServer"]

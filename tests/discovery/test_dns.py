@@ -173,32 +173,10 @@ def test_every_code_has_words():
 @pytest.mark.skipif(DNSMASQ is None, reason="dnsmasq is not installed")
 async def test_with_a_real_name_server(tmp_path, settings):
     """dnsmasq: the same answers from somebody else's implementation."""
-    port = free_udp_port()
-    name = "_raft._tcp.kvnode.default.svc.cluster.local"
-    arguments = [
-        DNSMASQ,
-        "--no-daemon",
-        "--no-resolv",
-        "--no-hosts",
-        "--user=root",
-        f"--port={port}",
-    ]
-    arguments += [
-        "--listen-address=127.0.0.1",
-        "--bind-interfaces",
-        "--local-ttl=7",
-        "--conf-file=",
-    ]
-    arguments += ["--local=/cluster.local/", f"--pid-file={tmp_path / 'pid'}"]
-    for n in range(3):
-        host = f"kvnode-{n}.kvnode.default.svc.cluster.local"
-        arguments += [f"--srv-host={name},{host},8300", f"--host-record={host},127.0.0.{n + 1}"]
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)  # noqa: ASYNC220
+    async with asyncio.timeout(30):
+        process, port = await start_dnsmasq(tmp_path, settings)
     try:
-        asked = settings(nameservers=(f"127.0.0.1:{port}",))
-        async with asyncio.timeout(10):
-            while not (answer := await look_up(asked)).seeds:
-                assert process.poll() is None, "dnsmasq did not start"
+        answer = await look_up(settings(nameservers=(f"127.0.0.1:{port}",)))
         assert [seed.address for seed in answer.seeds] == [pod(0), pod(1), pod(2)]
         nobody = await look_up(settings("missing", nameservers=(f"127.0.0.1:{port}",)))
         assert (nobody.seeds, nobody.failed) == ([], False)
@@ -207,7 +185,39 @@ async def test_with_a_real_name_server(tmp_path, settings):
         process.wait(5)
 
 
-def free_udp_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+async def start_dnsmasq(tmp_path, settings):
+    """Start it on a port that is free for UDP and TCP, once more if somebody was faster."""
+    while True:
+        port = free_port()
+        process = subprocess.Popen(  # noqa: ASYNC220
+            dnsmasq_arguments(port, tmp_path / "pid"), stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            if (await look_up(settings(nameservers=(f"127.0.0.1:{port}",)))).seeds:
+                return process, port
+        assert process.returncode == 2, "dnsmasq failed, and not because its port was taken"
+
+
+def dnsmasq_arguments(port, pid_file):
+    name = "_raft._tcp.kvnode.default.svc.cluster.local"
+    arguments = [DNSMASQ, "--no-daemon", "--no-resolv", "--no-hosts", "--user=root"]
+    arguments += [f"--port={port}", "--listen-address=127.0.0.1", "--bind-interfaces"]
+    arguments += ["--conf-file=", "--local=/cluster.local/", f"--pid-file={pid_file}"]
+    for n in range(3):
+        host = f"kvnode-{n}.kvnode.default.svc.cluster.local"
+        arguments += [f"--srv-host={name},{host},8300", f"--host-record={host},127.0.0.{n + 1}"]
+    return arguments
+
+
+def free_port():
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        tcp.bind(("127.0.0.1", 0))
+        port = tcp.getsockname()[1]
+        try:
+            udp.bind(("127.0.0.1", port))
+        except OSError:
+            return free_port()
+        return port
