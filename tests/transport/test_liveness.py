@@ -181,6 +181,32 @@ async def test_a_peer_that_does_not_read_answers_is_not_read_either(net):
     del reader
 
 
+async def test_requests_wait_while_answers_are_not_read_and_go_on_afterwards(net):
+    """A peer that is slow for a while loses nothing; its requests stay in its own socket."""
+    settings = TransportSettings(bulk_bytes_max=MIB, ping_s=60)
+    a = await net.start("a", settings=settings)
+    served = []
+    a.recorder.answer = lambda method, payload: served.append(payload[0]) or bytes(150_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", a.port, limit=2**16)
+    writer.write(pack_frame(hello_frame(net.hello("b"), Lane.BULK)))
+    writer.transport.pause_reading()
+    for number in range(200):
+        writer.write(pack_frame((framing.REQUEST, number, "m", (number, bytes(50_000)))))
+        await asyncio.sleep(0.001)
+    stalled = len(served)
+    assert 0 < stalled < 200
+    connection = next(iter(a._connections))
+    assert connection.write_buffer_size() <= 3 * MIB
+    writer.transport.resume_reading()
+    answers = 0
+    async with asyncio.timeout(10):
+        while answers < 200:
+            size = int.from_bytes(await reader.readexactly(HEADER_BYTES), "big")
+            answers += unpack_frame(await reader.readexactly(size))[0] == framing.ANSWER
+    assert served == list(range(200))
+    writer.close()
+
+
 @pytest.mark.slow
 async def test_a_cut_cable_is_noticed_within_seconds_with_the_default_settings(net):
     a = await net.start("a", settings=TransportSettings())

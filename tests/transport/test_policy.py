@@ -1,6 +1,7 @@
 """Who is heard and who is refused, over real sockets (RC-47 … RC-55)."""
 
 import asyncio
+import gc
 import os
 import socket
 import tracemalloc
@@ -219,6 +220,34 @@ async def test_breaking_the_protocol_costs_the_connection_and_nothing_else(net, 
     assert a.recorder.messages == []
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        (framing.REQUEST, 1, "m"),
+        (framing.REQUEST, "1", "m", None),
+        (framing.REQUEST, 1, "m" * 65, None),
+        (framing.REQUEST, 1, b"m", None),
+        (framing.FAILURE, 1, "x"),
+    ],
+)
+async def test_malformed_requests_cost_the_connection(net, raw, frame):
+    a = await net.start("a")
+    peer = await raw(a.port)
+    await peer.greet(net.hello("b"), Lane.BULK)
+    peer.send(*frame)
+    assert await peer.read() is None
+    assert a.metrics.protocol_errors == 1
+
+
+async def test_a_cluster_id_that_changes_to_another_one_is_refused(net, raw):
+    """In-band introductions are judged like the first one."""
+    a = await net.start("a")
+    peer = await raw(a.port)
+    await peer.greet(net.hello("b", ""))
+    assert (await peer.greet(net.hello("b", "d")))[:2] == (framing.REFUSED, "cluster")
+    assert await peer.read() is None
+
+
 async def test_nobody_changes_its_identity_on_an_open_connection(net, raw):
     a = await net.start("a")
     peer = await raw(a.port)
@@ -274,11 +303,13 @@ async def test_a_flood_of_bad_connections_does_not_grow_memory(net):
 
     for _ in range(30):
         await bad()
+    gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(200):
         await bad()
     await net.until(lambda: not a._connections)
+    gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert after - before < 300_000

@@ -233,6 +233,7 @@ CHUNK = (framing.SNAPSHOT_CHUNK, 1, crc32(b"x"), b"x")
         [BEGIN, (framing.SNAPSHOT_ACK, 1)],
         [BEGIN, *((framing.SNAPSHOT_CHUNK, n, crc32(b"x"), b"x") for n in range(1, 9))],  # window
         [BEGIN, (framing.RAFT,)],
+        [BEGIN, CHUNK, (framing.SNAPSHOT_END, 1, 1), CHUNK],
     ],
 )
 async def test_a_stream_that_breaks_the_protocol_is_forgotten(net, frames):

@@ -18,6 +18,7 @@ from kvnode.errors import (
 from kvnode.raft.messages import AppendEntries, Heartbeat, TimeoutNow
 from kvnode.raft.types import ZERO, Entry, EntryKind, LogId
 from kvnode.transport.framing import HELLO_BYTES_MAX
+from kvnode.transport.resolve import ThreadResolver
 
 
 def beat(sender="a", to="b", read_round=1):
@@ -298,3 +299,80 @@ async def test_prev_is_a_log_id_after_the_wire(net):
     a.send("b", [AppendEntries("a", "b", 4, LogId(7, 4), (), 5)])
     await net.until(lambda: b.recorder.messages)
     assert b.recorder.messages[0][1].prev == LogId(7, 4)
+
+
+async def test_a_payload_that_cannot_be_sent_is_an_error_of_that_request_alone(net):
+    a, _ = await net.pair()
+    _, error = await net.ask(a, "b", "m", object())
+    assert isinstance(error, LocalProtocolError)
+    assert await net.ask(a, "b", "m", 1) == (("m", 1), None)
+
+
+async def test_an_error_answered_to_whoever_asks_an_address(net):
+    a, b = await net.start("a"), await net.start("b")
+
+    def fail(method, payload):
+        raise NotLeader("x")
+
+    b.recorder.answer = fail
+    _, error = await net.ask_address(a, b.address)
+    assert isinstance(error, NotLeader)
+    assert error.leader_id == "x"
+
+
+async def test_addresses_being_asked_are_bounded(net):
+    """RC-67: each has a socket."""
+    settings = net.quick.__class__(asks_max=2)
+    a, b = await net.start("a", settings=settings), await net.start("b")
+    b.recorder.hold = True
+    futures = [net.ask_address(a, b.address) for _ in range(3)]
+    _, error = await futures[2]
+    assert isinstance(error, Overloaded)
+    await net.until(lambda: len(b.recorder.held) == 2)
+    for reply, _ in b.recorder.held:
+        reply(1)
+    await asyncio.gather(*futures)
+    b.recorder.hold = False
+    assert (await net.ask_address(a, b.address))[1] is None
+
+
+async def test_a_name_server_that_hangs_does_not_hold_up_the_other_candidates(net):
+    """Dialled in parallel: a dead seed among living ones costs nothing."""
+    literal = ThreadResolver()
+
+    async def resolve(address):
+        if address.host == "hangs":
+            await asyncio.sleep(60)
+        return await literal(address)
+
+    a, b = await net.start("a", resolve=resolve), await net.start("b")
+    a.set_peers({"b": ("hangs:1", b.address)})
+    await net.until(lambda: a.connected() == {"b": True}, 1.0)
+
+
+async def test_a_name_that_is_never_resolved_ends_in_an_error(net):
+    async def resolve(address):
+        await asyncio.sleep(60)
+
+    settings = net.quick.__class__(resolve_timeout_s=0.05)
+    a = await net.start("a", resolve=resolve, settings=settings)
+    _, error = await net.ask_address(a, "kvnode-0:1")
+    assert "not resolved in time" in str(error)
+
+
+async def test_two_addresses_of_one_node_make_one_connection_per_lane(net):
+    a, b = await net.start("a"), await net.start("b")
+    a.set_peers({"b": (b.address, f"localhost:{b.port}")})
+    await net.until(lambda: a.connected() == {"b": True})
+    await net.until(lambda: len(b._connections) == 2 and len(a._connections) == 2)
+
+
+async def test_messages_queue_behind_requests_of_the_same_turn(net):
+    """One order per connection, and still one write."""
+    a, b = await net.pair()
+    b.recorder.hold = True
+    future = net.ask(a, "b")
+    a.send("b", [AppendEntries("a", "b", 4, LogId(7, 4), (), 5)])
+    await net.until(lambda: b.recorder.held and b.recorder.messages)
+    b.recorder.held[0][0](None)
+    assert await future == (None, None)
