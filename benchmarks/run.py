@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -157,8 +158,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     options.data_dir.mkdir(parents=True, exist_ok=True)
     versions = _present(options.systems)
-    if not versions:
-        say("nothing to measure")
+    if not versions or (cells(options) and shutil.which("wrk") is None):
+        say("nothing to measure: no system is here" if not versions else "wrk is not here")
         return 1
     raw: dict[str, Any] = {
         "schema": 1,
