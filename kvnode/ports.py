@@ -232,7 +232,9 @@ class TransportHandler(Protocol):
         ...
 
     def on_removed(self) -> None:
-        """A member of our own cluster says that this incarnation was removed (RC-47)."""
+        """A member of our own cluster says that this incarnation was removed (RC-47). Called again
+        for every connection that is refused for it.
+        """
         ...
 
     def on_snapshot_begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:

@@ -165,6 +165,7 @@ class PeerLane:
         self._lane = lane
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
+        self._nudge_after = float("-inf")
         settings = owner.settings
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s, owner.rng)
         self.bytes_max = settings.fast_bytes_max if lane is Lane.FAST else settings.bulk_bytes_max
@@ -177,7 +178,15 @@ class PeerLane:
         return connection if connection is not None and connection.is_greeted else None
 
     def nudge(self) -> None:
-        """There is news about the peer: dial now rather than later."""
+        """There is news about the peer: dial now rather than later.
+
+        At most once in a while: two nodes whose connections break as soon as they stand would else
+        wake each other without any pause.
+        """
+        now = self._owner.loop.time()
+        if now < self._nudge_after:
+            return
+        self._nudge_after = now + self._owner.settings.backoff_max_s / 4
         self._backoff.reset()
         self._wake.set()
 

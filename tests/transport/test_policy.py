@@ -400,3 +400,19 @@ async def test_a_cluster_id_that_came_while_we_dialled_is_told_at_once(net):
     a.set_peers({})
     server.close()
     await net.until(lambda: not a._connections)
+
+
+async def test_connections_that_break_at_once_do_not_make_two_nodes_spin(net):
+    """A greeting ends the other side's back-off, but not over and over again."""
+    settings = TransportSettings(backoff_min_s=0.01, backoff_max_s=1.0)
+    a, b = await net.start("a", settings=settings), await net.start("b", settings=settings)
+    for node in (a, b):  # every Raft message is a violation, as with an incompatible build
+        node.raft_frame = lambda connection, frame: connection.abort("incompatible")
+    net.connect(a, b)
+    loop = asyncio.get_running_loop()
+    stop_at = loop.time() + 0.5
+    while loop.time() < stop_at:
+        for node, to in ((a, "b"), (b, "a")):
+            node.send(to, [beat(node.node_id, to)])
+        await asyncio.sleep(0.001)
+    assert a.metrics.accepted + b.metrics.accepted < 100
