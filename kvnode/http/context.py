@@ -41,6 +41,12 @@ class HttpSettings:
     """Bodies of requests in progress, received so far."""
     pipeline_max: int = 16
     """Reads in progress on one connection; more wait in the socket."""
+    list_bytes_max: int = 64 * 1024 * 1024
+    """Length of a list's answer; a longer one is 400."""
+    list_turn_s: float = 0.003
+    """For how long a list may hold up everything else before it lets others run."""
+    long_lists_max: int = 2
+    """Long lists being built at a time; further ones wait."""
     idle_timeout_s: float = 120.0
     """Longer than the 90 s after which Go clients drop an idle connection, so that they do first."""
     receive_timeout_s: float = 30.0

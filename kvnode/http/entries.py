@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
-from collections.abc import Iterable
 
 from kvnode.http.messages import json_string
 from kvnode.store.records import KVPair
@@ -35,13 +34,3 @@ def entry_json(pair: KVPair) -> bytes:
         create_index,
         modify_index,
     )
-
-
-def entries_json(pairs: Iterable[KVPair]) -> bytes:
-    """Encode an array of entries."""
-    return b"[%b]" % b",".join([entry_json(pair) for pair in pairs])
-
-
-def keys_json(keys: Iterable[bytes]) -> bytes:
-    """Encode an array of keys."""
-    return b"[%b]" % b",".join([json_string(key) for key in keys])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvnode.errors import Overloaded
-    from kvnode.http.context import HttpContext
+    from kvnode.http.context import HttpSettings
     from kvnode.http.gate import Gate
     from kvnode.http.metrics import Recorder
 
@@ -108,7 +108,8 @@ class Hub:
 
     def __init__(
         self,
-        context: HttpContext,
+        settings: HttpSettings,
+        backend: kv.Backend,
         recorder: Recorder,
         gate: Gate,
         hand_over_to: Callable[[], FullShell],
@@ -116,8 +117,8 @@ class Hub:
         """Remember the parts. ``hand_over_to`` makes the full shell's protocol, which from then on
         counts the connection as its own.
         """
-        self.settings = context.settings
-        self.replica = context.replica
+        self.settings = settings
+        self.backend = backend
         self.recorder = recorder
         self.gate = gate
         self.hand_over_to = hand_over_to
@@ -125,7 +126,7 @@ class Hub:
         self.closing = False
         self._loop = asyncio.get_running_loop()
         self.time = self._loop.time
-        self._node = context.settings.node_name.encode("latin-1", "replace")
+        self._node = settings.node_name.encode("latin-1", "replace")
         self._common = b""
         """Header lines that every answer carries; the date in them is refreshed by the sweep."""
         self._sweeper: asyncio.TimerHandle | None = None
@@ -421,7 +422,7 @@ class Connection(asyncio.Protocol):
             if isinstance(operation, Response):
                 exchange.respond(operation)
             else:
-                kv.start(operation, hub.replica, exchange.respond)
+                kv.start(operation, hub.backend, exchange.respond)
         except Exception as error:  # noqa: BLE001  # a bug must cost one request, not the connection
             if exchange.response is None:
                 exchange.respond(errors.refuse(error, v1=v1, write=method != "GET"))

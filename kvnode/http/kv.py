@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvnode.errors import KvnodeError
 from kvnode.http import errors
-from kvnode.http.entries import entries_json, entry_json, keys_json
+from kvnode.http.entries import entry_json
 from kvnode.http.golang import encode_query, parse_uint
+from kvnode.http.lists import Wanted
 from kvnode.http.messages import (
     JSON_TYPE,
     TEXT_TYPE,
@@ -34,8 +35,10 @@ from kvnode.store.commands import KvDelete, KvDeleteTree, KvSet
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpSettings
+    from kvnode.http.lists import Listed, Lists
     from kvnode.replica.facade import ReadView, ReplicaFacade
     from kvnode.store.commands import Command, Result
+    from kvnode.store.store import Store
 
 V1_PREFIX = b"/v1/kv/"
 OWN_PREFIX = b"/kv/"
@@ -56,6 +59,7 @@ _WRITE_HEAD = VARY + JSON_TYPE + b"X-Kvnode-Index: %d\r\n"
 _OWN_WRITE_HEAD = TEXT_TYPE + b"X-Kvnode-Index: %d\r\n"
 _MISSING_KEY = text(400, "Missing key name")
 _SESSION_ID_LENGTH = 36
+_LISTS = frozenset({"recurse", "keys"})
 
 
 class Read(NamedTuple):
@@ -204,18 +208,25 @@ def _conflict(options: Options, names: tuple[str, ...]) -> Response | None:
     return text(400, f"Conflicting flags: {encode_query(options.values)}\n")
 
 
-def start(operation: Operation, replica: ReplicaFacade, respond: Respond) -> None:
+class Backend(NamedTuple):
+    """What operations run on."""
+
+    replica: ReplicaFacade
+    lists: Lists
+
+
+def start(operation: Operation, backend: Backend, respond: Respond) -> None:
     """Run an operation; ``respond`` is called exactly once, in a later turn of the loop."""
     if isinstance(operation, Read):
-        options = operation.options
-        replica.read(options.consistency, partial(_read_done, operation, replica, respond))
+        done = partial(_read_done, operation, backend, respond)
+        backend.replica.read(operation.options.consistency, done)
     else:
-        replica.write(operation.command, partial(_write_done, operation, respond))
+        backend.replica.write(operation.command, partial(_write_done, operation, respond))
 
 
 def _read_done(
     operation: Read,
-    replica: ReplicaFacade,
+    backend: Backend,
     respond: Respond,
     view: ReadView | None,
     error: KvnodeError | None,
@@ -231,67 +242,70 @@ def _read_done(
             fresh = options._replace(
                 consistency=Consistency.DEFAULT, effective=b"leader", max_stale_ms=0.0
             )
-            start(operation._replace(options=fresh), replica, respond)
+            start(operation._replace(options=fresh), backend, respond)
             return
-        response = answer(operation, replica, view)
+        store = backend.replica.store
+        if operation.shape in _LISTS:
+            wanted = Wanted(
+                operation.key, operation.shape == "recurse", operation.separator, options.pretty
+            )
+            backend.lists.build(store, wanted, partial(_listed, operation, view, respond))
+            return
+        response = answer(operation, store, view)
     except Exception as problem:  # noqa: BLE001  # a completion must not raise into the replica
         response = errors.refuse(problem, v1=operation.v1, write=False)
     respond(response)
 
 
-def answer(operation: Read, replica: ReplicaFacade, view: ReadView) -> Response:
-    """Read the store and build the answer (spec §4.1)."""
-    store = replica.store
+def answer(operation: Read, store: Store, view: ReadView) -> Response:
+    """Read one key and build the answer (spec §4.1)."""
     options = operation.options
-    key = operation.key
-    shape = operation.shape
-    if shape in {"one", "raw"}:
-        pair = store.get(key)
-        if pair is None:
-            if not operation.v1:
-                return Response(404)
-            return Response(404, _read_head(store.kv_index(), view, options))
-        if shape == "one":
-            body = b"[%b]" % entry_json(pair)
-            if options.pretty:
-                body = prettify(body)
-            known = b"true" if view.known_leader else b"false"
-            head = _READ_HEAD_JSON % (
-                pair.modify_index,
-                known,
-                view.last_contact_ms,
-                options.effective,
-            )
-            return Response(200, head, body)
+    pair = store.get(operation.key)
+    if pair is None:
         if not operation.v1:
-            head = b"X-Kvnode-Index: %d\r\nX-Kvnode-Flags: %d\r\n" % (pair.modify_index, pair.flags)
-            return Response(200, _RAW_TYPE + head, pair.value)
-        return Response(200, _read_head(pair.modify_index, view, options) + _RAW_TYPE, pair.value)
-    return _answer_many(operation, replica, view)
-
-
-def _answer_many(operation: Read, replica: ReplicaFacade, view: ReadView) -> Response:
-    store = replica.store
-    options = operation.options
-    prefix = operation.key
-    if operation.shape == "keys":
-        keys = list(store.keys(prefix, operation.separator))
-        found = bool(keys)
-        body = keys_json(keys)
+            return Response(404)
+        return Response(404, _read_head(store.kv_index(), view, options))
+    if operation.shape == "one":
+        body = b"[%b]" % entry_json(pair)
+        if options.pretty:
+            body = prettify(body)
+        known = b"true" if view.known_leader else b"false"
+        head = _READ_HEAD_JSON % (
+            pair.modify_index,
+            known,
+            view.last_contact_ms,
+            options.effective,
+        )
+        return Response(200, head, body)
+    if operation.v1:
+        head = _read_head(pair.modify_index, view, options)
     else:
-        pairs = list(store.list(prefix))
-        found = bool(pairs)
-        body = entries_json(pairs)
-    if options.pretty:
-        body = prettify(body)
-    if not operation.v1:
-        return Response(200, JSON_TYPE, body if options.pretty else body + b"\n")
-    index = (store.prefix_index(prefix) if prefix else 0) or store.kv_index()
-    head = _read_head(index, view, options)
-    if not found and (prefix or operation.shape == "recurse"):
-        # The empty prefix has an empty list of keys, and no entries (spec §4.1).
-        return Response(404, head)
-    return Response(200, head + JSON_TYPE, body)
+        head = b"X-Kvnode-Index: %d\r\nX-Kvnode-Flags: %d\r\n" % (pair.modify_index, pair.flags)
+    return Response(200, head + _RAW_TYPE, pair.value)
+
+
+def _listed(
+    operation: Read,
+    view: ReadView,
+    respond: Respond,
+    listed: Listed | None,
+    error: Exception | None,
+) -> None:
+    """Answer a list (spec §4.1)."""
+    options = operation.options
+    if listed is None:
+        assert error is not None
+        respond(errors.refuse(error, v1=operation.v1, write=False))
+    elif not operation.v1:
+        end = b"" if options.pretty else b"\n"
+        respond(Response(200, JSON_TYPE, listed.body + end))
+    else:
+        head = _read_head(listed.index, view, options)
+        if listed.count or (operation.shape == "keys" and not operation.key):
+            respond(Response(200, head + JSON_TYPE, listed.body))
+        else:
+            # The empty prefix has an empty list of names, and no entries.
+            respond(Response(404, head))
 
 
 def _read_head(index: int, view: ReadView, options: Options) -> bytes:

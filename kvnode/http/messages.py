@@ -108,6 +108,12 @@ def json_string(value: bytes) -> bytes:
     return dump_json(value.decode("utf-8", "surrogateescape"))
 
 
+def prettify_item(document: bytes) -> bytes:
+    """Indent one item of an array, without the indent of its first line (spec §1.4)."""
+    indented = json.dumps(json.loads(document), ensure_ascii=False, indent=4)
+    return html_safe(indented).encode().replace(b"\n", b"\n    ")
+
+
 def prettify(document: bytes) -> bytes:
     """Indent by four spaces and end with a newline (spec §1.4)."""
     indented = json.dumps(json.loads(document), ensure_ascii=False, indent=4)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from kvnode.http.app import App
 from kvnode.http.fast import Hub
 from kvnode.http.gate import Gate
+from kvnode.http.kv import Backend
+from kvnode.http.lists import Lists
 from kvnode.http.metrics import Recorder, build_registry
 from kvnode.http.table import build_router
 
@@ -31,11 +33,12 @@ class HttpServer:
             requests_max=settings.requests_max,
             bytes_max=settings.pending_bytes_max,
         )
+        backend = Backend(context.replica, Lists(settings))
         self.registry = build_registry(context, self.recorder, self.gate)
-        self.router = build_router(context, self.registry)
+        self.router = build_router(context, backend, self.registry)
         self._app = App(context, self.router, self.recorder, self.gate)
         self._web_server = self._app.build_server()
-        self._hub = Hub(context, self.recorder, self.gate, self._web_server)
+        self._hub = Hub(settings, backend, self.recorder, self.gate, self._web_server)
         self._server: asyncio.Server | None = None
 
     @property

@@ -16,16 +16,16 @@ from kvnode.http.router import Route, Router
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from kvnode.http.context import HttpContext
+    from kvnode.http.context import HttpContext, HttpSettings
 
 
 class KvRoute:
     """The KV routes for the shell that awaits."""
 
-    def __init__(self, context: HttpContext) -> None:
+    def __init__(self, backend: kv.Backend, settings: HttpSettings) -> None:
         """Remember whom to ask."""
-        self._replica = context.replica
-        self._settings = context.settings
+        self._backend = backend
+        self._settings = settings
 
     async def handle(self, request: Request) -> Response:
         """Parse, start, wait for the answer."""
@@ -40,7 +40,7 @@ class KvRoute:
             if not future.done():  # the client may have hung up
                 future.set_result(response)
 
-        kv.start(parsed, self._replica, respond)
+        kv.start(parsed, self._backend, respond)
         return await future
 
 
@@ -56,9 +56,9 @@ class MetricsRoute:
         return Response(200, metrics.CONTENT_TYPE, metrics.exposition(self._registry))
 
 
-def build_router(context: HttpContext, registry: CollectorRegistry) -> Router:
+def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorRegistry) -> Router:
     """Build the table."""
-    keys = KvRoute(context).handle
+    keys = KvRoute(backend, context.settings).handle
     agent = AgentRoutes(context, registry)
     health = HealthRoutes(context)
     pages = PageRoutes(context.settings)

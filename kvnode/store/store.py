@@ -14,6 +14,7 @@ from kvnode.store.engine import Engine
 from kvnode.store.records import META_KEY, KVPair, Meta, decode_meta
 from kvnode.store.snapshot import Dump
 from kvnode.store.tables import Transaction
+from kvnode.store.view import View
 
 ChangeListener = Callable[[int, bytes, bool], None]
 """Called with the index, the key or prefix, and whether everything under that prefix was deleted."""
@@ -226,6 +227,10 @@ class Store:
         One index can hold several: then it may be more than ``at_most``, never nothing.
         """
         return reads.reap_bound(self.engine, upto, at_most)
+
+    def view(self) -> View:
+        """Open a view of this moment, for reads that may be long, see ``view.View``."""
+        return View(self.engine.snapshot(), self._meta)
 
     def dump(self) -> Dump:
         """Open a snapshot of this moment and return its chunks, see ``snapshot.Dump``."""

@@ -1,0 +1,190 @@
+"""Lists of keys and entries, built a little at a time from one moment of the store.
+
+A short list is answered within the read's own completion. A long one goes on in later turns of the loop,
+a few milliseconds in each, on a view that stands still meanwhile: so the answer is one moment's state, and
+heartbeats are never late because somebody listed everything (RC-11, RC-69). Long lists are bounded in
+number, the others wait their turn, and in bytes (RC-67).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvnode.errors import BadRequest, InvariantBroken, NotNow
+from kvnode.http.entries import entry_json
+from kvnode.http.messages import json_string, prettify_item
+from kvnode.store.records import decode_key
+
+if TYPE_CHECKING:
+    from kvnode.http.context import HttpSettings
+    from kvnode.store.store import Store
+    from kvnode.store.view import View
+
+_STEPS = 32
+"""Rows between two looks at the clock."""
+
+Done = Callable[["Listed | None", Exception | None], None]
+
+
+class Listed(NamedTuple):
+    """A finished list."""
+
+    body: bytes
+    """A JSON array."""
+    count: int  # type: ignore[assignment]  # a field, not tuple.count
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    """Of the read (spec §2.2); 0: nothing was ever written."""
+
+
+class Wanted(NamedTuple):
+    """What to list."""
+
+    prefix: bytes
+    entries: bool
+    """Entries, or only names."""
+    separator: bytes
+    """Names are cut behind it; empty: they are not cut."""
+    pretty: bool
+
+
+class Lists:
+    """All lists of one server that are being built."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        """Start with none."""
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._active = 0
+        """Long lists that go on in later turns."""
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def build(self, store: Store, wanted: Wanted, done: Done) -> None:
+        """Build a list of this moment; ``done`` is called now when it is short, else later.
+
+        A list that has to wait is one of the moment at which it starts: newer, never older.
+        """
+        job = _Job(store.view(), wanted, self._settings)
+        if job.advance(self._settings.list_turn_s):
+            job.deliver(done)
+        elif self._active < self._settings.long_lists_max:
+            self._active += 1
+            self._loop.call_soon(self._go_on, job, done)
+        else:
+            job.view.close()
+            self._waiting.append(lambda: self._start(store, wanted, done))
+
+    def _start(self, store: Store, wanted: Wanted, done: Done) -> None:
+        try:
+            job = _Job(store.view(), wanted, self._settings)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+            self._finish()
+            done(None, error)
+        else:
+            self._go_on(job, done)
+
+    def _go_on(self, job: _Job, done: Done) -> None:
+        if not job.advance(self._settings.list_turn_s):
+            self._loop.call_soon(self._go_on, job, done)
+            return
+        self._finish()
+        job.deliver(done)
+
+    def _finish(self) -> None:
+        """Give the place to the next one."""
+        if self._waiting:
+            self._loop.call_soon(self._waiting.popleft())
+        else:
+            self._active -= 1
+
+
+class _Job:
+    """One list under way."""
+
+    __slots__ = (
+        "_bytes",
+        "_bytes_max",
+        "_chunks",
+        "_cut_from",
+        "_error",
+        "_index",
+        "_last",
+        "_steps",
+        "_wanted",
+        "view",
+    )
+
+    def __init__(self, view: View, wanted: Wanted, settings: HttpSettings) -> None:
+        self.view = view
+        self._wanted = wanted
+        self._bytes_max = settings.list_bytes_max
+        self._bytes = 0
+        self._chunks: list[bytes] = []
+        self._cut_from = len(wanted.prefix) + 1
+        """Where in a raw key the separator is looked for."""
+        self._last: bytes | None = None
+        """The last name that was cut: what lies under it stands together, so comparing is enough."""
+        self._index = 0
+        self._error: Exception | None = None
+        visit = self._visit_entry if wanted.entries else self._visit_name
+        self._steps: Iterator[int] = view.walk(wanted.prefix, visit)
+
+    def advance(self, turn_s: float) -> bool:
+        """Work for about ``turn_s`` seconds; True: finished, or failed."""
+        stop = perf_counter() + turn_s
+        step = self._steps.__next__
+        index = self._index
+        try:
+            while True:
+                for _ in range(_STEPS):
+                    index = step()
+                self._index = index
+                if perf_counter() >= stop:
+                    return False
+        except StopIteration:
+            self._index = index
+        except InvariantBroken:
+            # The engine was swapped for a snapshot's while the list was being read.
+            self._error = NotNow("the data was replaced while it was being listed")
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+            self._error = error
+        self.view.close()
+        return True
+
+    def deliver(self, done: Done) -> None:
+        """Hand over what was built."""
+        if self._error is not None:
+            done(None, self._error)
+            return
+        chunks = self._chunks
+        if self._wanted.pretty:
+            inner = b",\n    ".join(chunks)
+            body = b"[\n    %b\n]\n" % inner if chunks else b"[]\n"
+        else:
+            body = b"[%b]" % b",".join(chunks)
+        done(Listed(body, len(chunks), self._index), None)
+
+    def _visit_entry(self, raw: bytes, record: bytes) -> None:
+        self._add(entry_json(decode_key(raw, record)))
+
+    def _visit_name(self, raw: bytes, record: bytes) -> None:
+        separator = self._wanted.separator
+        if separator:
+            if self._last is not None and raw.startswith(self._last):
+                return
+            at = raw.find(separator, self._cut_from)
+            if at >= 0:
+                raw = raw[: at + len(separator)]
+                self._last = raw
+        self._add(json_string(raw[1:]))
+
+    def _add(self, item: bytes) -> None:
+        self._bytes += len(item) + 1
+        if self._bytes > self._bytes_max:
+            raise BadRequest(
+                f"The list is larger than {self._bytes_max} bytes; ask for a longer prefix"
+            )
+        self._chunks.append(prettify_item(item) if self._wanted.pretty else item)
