@@ -11,6 +11,7 @@ from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
 )
@@ -230,3 +231,55 @@ def test_a_lost_snapshot_is_sent_again_after_a_sign_of_life() -> None:
     cluster.run(3)
     assert cluster.raw(3).log.last == leader.raw.log.last
     assert leader.raw.role is Role.LEADER
+
+
+def test_the_write_of_an_earlier_term_does_not_count_the_own_vote() -> None:
+    """RC-2: two writes are with the disk; only the second holds the vote."""
+    cluster = Cluster(3)
+    node = cluster[2]
+    node.syncs = False
+    node.raw.step(Heartbeat(nid(1), nid(2), Term(1), Index(0), 0))
+    node.handle()
+    node.core.become_candidate()
+    node.handle()
+    node.sync_one()
+    assert nid(2) not in node.core.votes
+    node.sync_one()
+    assert node.core.votes[nid(2)]
+
+
+def test_a_transfer_ends_with_the_leadership() -> None:
+    """Elected again, the node must not refuse proposals for a transfer of long ago."""
+    cluster = Cluster(3)
+    leader = cluster.elect(1)
+    cluster[3].crash()
+    leader.raw.transfer_leadership(nid(3))
+    cluster.elect(2)
+    assert not leader.raw.is_transferring
+    cluster.elect(1)
+    cluster.propose(1, "x")
+
+
+def test_writes_from_before_a_snapshot_prove_nothing_after_it() -> None:
+    """RC-5: the log shrank to a snapshot below what was being written."""
+    log = RaftLog(lid(0, 0), membership([1]), log_of(1))
+    log.append_after(lid(1, 1), [command(index, 1) for index in range(2, 21)])
+    log.hand_out()
+    log.reset(lid(15, 2), membership([1]))
+    log.append_after(lid(15, 2), [command(index, 2) for index in range(16, 19)])
+    log.stable_to()
+    assert log.stable_index < 15
+    log.hand_out()
+    log.stable_to()
+    assert log.stable_index == 18
+
+
+def test_a_round_is_not_begun_while_one_is_open_whatever_else_is_to_do() -> None:
+    """Else each proposal of a busy leader would start a heartbeat round of its own."""
+    cluster = Cluster(3)
+    leader = cluster.elect(1)
+    for number in range(5):
+        leader.raw.read_index(number)
+        leader.raw.propose([b"x"])
+        leader.handle()
+    assert leader.core.read_round == 1
