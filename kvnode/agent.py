@@ -28,6 +28,7 @@ import structlog
 from kvnode import __version__
 from kvnode.addresses import Address, parse_address
 from kvnode.agent_metrics import DiskCollector, TransportCollector
+from kvnode.agent_space import SpaceWatch, reserve_bytes
 from kvnode.config import Config, Loaded, SettingError
 from kvnode.discovery import Discovery, DnsSettings
 from kvnode.discovery.names import NameResolver
@@ -42,6 +43,7 @@ from kvnode.errors import (
     CorruptLog,
     DirectoryInUse,
     DiskFailed,
+    DiskFull,
     ForeignDirectory,
     KvnodeError,
     MustStop,
@@ -176,10 +178,22 @@ class Agent:
                 on_fatal=self._fatal,
                 trace=_trace,
             )
+
+            def refuse(reason: str) -> None:
+                replica.write_refusal = reason
+
+            space = SpaceWatch(
+                free_bytes=data_dir.free_bytes,
+                reserve=reserve_bytes(_volume_bytes(config.data_dir)),
+                refuse=refuse,
+                scheduler=loop,
+                worker=worker,
+            )
             # A restore swaps the engine, so the one to close is found out at the end. The worker may
             # still be reading a snapshot of it, so it ends first.
             parts.callback(lambda: replica.store.engine.close())
             parts.callback(worker.close)
+            parts.callback(space.stop)
             self._replica = replica
 
             http = HttpServer(
@@ -197,6 +211,7 @@ class Agent:
             )
             parts.push_async_callback(http.close)
 
+            space.start()
             await self._start(replica, transport, http)
             await self._stop.wait()
             await self._hand_over(replica)
@@ -486,6 +501,11 @@ def _trace(event: str, fields: dict[str, Any]) -> None:
 def _advice(error: MustStop, config: Config) -> str:
     """Tell the operator what to do about an error that stopped the node."""
     match error:
+        case DiskFull():
+            return (
+                f"make room on the volume of {config.data_dir}, or give it a larger one; then start the "
+                "node again: what it had confirmed is read back and checked"
+            )
         case DiskFailed():
             return (
                 f"check the volume of {config.data_dir} (space, kernel log), then start the node again: "

@@ -256,25 +256,6 @@ class RocksEngine:
         if failed:
             raise DiskFailed(f"the state engine counts {failed} failed background writes")
 
-    def compact(self, free_bytes: int) -> bool:
-        """Give back the space of what was deleted, by rewriting the tables. Slow: for the worker.
-
-        Args:
-            free_bytes: What is free on the volume. The rewritten tables stand beside the old ones for
-                a while, so nothing is done when the live data would not fit there.
-
-        Returns:
-            Whether anything was done.
-        """
-        try:
-            live = self._db.property_int_value("rocksdb.estimate-live-data-size") or 0
-            if live >= free_bytes:
-                return False
-            self._db.compact_range(None, None)
-        except Exception as error:
-            raise _translate(error, "the state engine could not be compacted") from error
-        return True
-
     def snapshot(self) -> RocksSnapshot:
         """Open a consistent view of this moment."""
         try:

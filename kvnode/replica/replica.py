@@ -64,7 +64,7 @@ from kvnode.replica.snapshots import SnapshotReceiver, SnapshotSender
 from kvnode.replica.status import Contact, describe
 from kvnode.replica.stewardship import Steward
 from kvnode.replica.upkeep import Upkeep
-from kvnode.store.commands import Command, Result
+from kvnode.store.commands import Command, KvSet, Result
 from kvnode.store.engine import EngineFactory
 
 SWEEP_TICKS = 5
@@ -135,6 +135,8 @@ class Replica:
         self.state = "starting"
         self.reason = ""
         self.stopped = False
+        self.write_refusal = ""
+        """Why writes that add data are refused (RC-70); empty: they are taken. Set by the agent."""
         self.catch_up_index = Index(0)
         self._catching_up = False
         self._outbox: dict[NodeId, list[Message]] = {}
@@ -325,6 +327,9 @@ class Replica:
         self, command: Command, data: bytes, done: Done[Result], *, hopped: bool
     ) -> None:
         """Queue a write for this turn."""
+        if self.write_refusal and isinstance(command, KvSet):
+            self.scheduler.call_soon(done, None, Overloaded(self.write_refusal))
+            return
         deadline = self.scheduler.time() + self.settings.leader_wait_s
         self._admit(WriteRequest(command, data, done, deadline, hopped=hopped))
 
