@@ -81,6 +81,11 @@ class Formation:
         self._replica = replica
         self._busy = False
         self._adopting = False
+        """The node's cluster is decided; its id is on its way to the disk."""
+        self._joining = False
+        """A cluster was asked to let this node in: it promises itself to no other meanwhile."""
+        self._saves = 0
+        """Writes of the identity under way; ``pledge`` still shows the record before them."""
         self.reason = "looking for peers"
         """What it waits for: one sentence for an operator."""
 
@@ -116,7 +121,7 @@ class Formation:
 
     def _round(self) -> None:
         replica = self._replica
-        if self._busy or replica.cluster_id or replica.stopped:
+        if self._busy or self._adopting or replica.cluster_id or replica.stopped:
             return
         self._busy = True
         if not replica.settings.has_discovery:
@@ -149,7 +154,10 @@ class Formation:
                 found = _parse_answer(*value)
                 if found is not None:
                     answers.append(found)
-            if missing == 0:
+            if missing == 0 and (self._saves or self.pledge != pledge):
+                # The answers are older than what this node has promised since: ask again.
+                self._again()
+            elif missing == 0:
                 self._judge(answers, asked=len(wanted))
 
         for address in wanted:
@@ -160,7 +168,7 @@ class Formation:
     def _judge(self, answers: list[Answered], asked: int) -> None:
         """Everybody answered or failed to: join, bootstrap, or wait."""
         replica = self._replica
-        if replica.cluster_id or replica.stopped:
+        if self._adopting or replica.cluster_id or replica.stopped:
             return
         pledge = self.pledge
         for answer in answers:
@@ -290,6 +298,8 @@ class Formation:
         own = self._replica.own_member()
         if (
             pledge is None
+            or self._saves
+            or self._joining
             or not self.is_empty
             or sender.node_id != pledge.bootstrapper
             or sender.expect != self._replica.settings.expect
@@ -312,9 +322,11 @@ class Formation:
         replica = self._replica
         own = replica.own_member()
         self.reason = f"asking {hello.name} to join its cluster"
+        self._joining = True
 
         def answered(value: tuple[Hello, Any] | None, error: KvnodeError | None) -> None:
-            if replica.cluster_id or replica.stopped:
+            self._joining = False
+            if self._adopting or replica.cluster_id or replica.stopped:
                 return
             if value is not None and value[0].cluster_id == hello.cluster_id:
                 self._adopt(hello.cluster_id)
@@ -340,7 +352,10 @@ class Formation:
         self._save(cluster_id, "", lambda: self._replica.belong(cluster_id))
 
     def _save(self, cluster_id: str, pledge: str, then: Callable[[], None]) -> None:
+        self._saves += 1
+
         def saved(error: KvnodeError | None) -> None:
+            self._saves -= 1
             if error is not None:
                 self._replica.fail_disk(error)
                 return
