@@ -129,7 +129,6 @@ def _roll_up(
             at = raw.find(separator, cut_from)
             if at < 0:
                 found.append(raw[1:])
-                subtree = None
             else:
                 subtree = raw[: at + len(separator)]
                 seen = 0
