@@ -364,7 +364,7 @@ class Connection(asyncio.Protocol):
         if length:
             if body_at + length > size:
                 self._need = body_at - at + length
-                return self._admit_part()
+                return self._admit_part(data, at)
             body = bytes(data[body_at : body_at + length])
         else:
             body = b""
@@ -381,15 +381,16 @@ class Connection(asyncio.Protocol):
             return self._refuse(_LONG_URL)
         if size - at > settings.header_bytes_max:
             return self._refuse(_LONG_HEAD)
-        return self._admit_part()
+        return self._admit_part(data, at)
 
-    def _admit_part(self) -> int:
+    def _admit_part(self, data: bytes | bytearray, at: int) -> int:
         """Wait for the rest of a request, unless too much is being held already (RC-67)."""
         gate = self.hub.gate
         if gate.body_bytes >= gate.bytes_max:
             refusal = gate.refusal()
             if refusal is not None and not self._pending:
-                return self._refuse(errors.refuse(refusal, v1=True, write=True))
+                v1 = b" /kv/" not in data[at : at + _START_BYTES]
+                return self._refuse(errors.refuse(refusal, v1=v1, write=True))
         return 0
 
     def _leave_to_full_shell(self) -> int:
@@ -423,9 +424,10 @@ class Connection(asyncio.Protocol):
                 exchange.respond(operation)
             else:
                 kv.start(operation, hub.backend, exchange.respond)
-        except Exception as error:  # noqa: BLE001  # a bug must cost one request, not the connection
-            if exchange.response is None:
-                exchange.respond(errors.refuse(error, v1=v1, write=method != "GET"))
+        except Exception as error:  # a bug must cost one request, not the connection
+            if exchange.response is not None:
+                raise  # the answer itself could not be sent
+            exchange.respond(errors.refuse(error, v1=v1, write=method != "GET"))
 
     def flush(self, now: float) -> None:
         """Write every answer whose turn it is."""

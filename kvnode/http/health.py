@@ -2,7 +2,8 @@
 
 - ``live``: the loop turns. That this answer was written proves it. Never depends on a quorum: a
   restart does not bring one back.
-- ``startup``: the node is through with opening its data, or with bootstrapping or joining.
+- ``startup``: the node is through with opening its data. Waiting for others to form or to join a
+  cluster is no reason to start it again.
 - ``ready``: it may be sent requests: it runs, it knows a leader or lost it only a moment ago (an
   election must not empty the Service), and it has applied what was committed when it came.
 """
@@ -57,9 +58,8 @@ class HealthRoutes:
 
 
 def _started(status: Status) -> Check:
-    unstarted = {"starting", "bootstrapping", "joining"}
     detail = status.state + (f": {status.reason}" if status.reason else "")
-    return Check("started", status.state not in unstarted, detail)
+    return Check("started", status.state != "starting", detail)
 
 
 def _running(status: Status) -> Check:
