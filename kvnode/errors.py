@@ -8,6 +8,7 @@
     │   ├── NotLeader(leader_id)    certainly not appended
     │   ├── NoLeader                certainly not appended
     │   ├── Overloaded              certainly not appended; a queue was full
+    │   ├── DiskNearlyFull          certainly not appended; the volume's last space is kept (RC-70)
     │   ├── LeadershipLost          appended, then the leader changed: unknown
     │   ├── Timeout                 the deadline passed
     │   └── PeerUnreachable         the connection to a peer failed
@@ -84,6 +85,10 @@ class NoLeader(NotNow):
 
 class Overloaded(NotNow):
     """A bounded queue is full. Refused before anything was appended (RC-67)."""
+
+
+class DiskNearlyFull(NotNow):
+    """The volume is nearly full, so writes that add data are refused; the text says how full (RC-70)."""
 
 
 class LeadershipLost(NotNow):

@@ -12,7 +12,8 @@ Rooms:
 
 - ``facade``: what the rooms above may ask, and the values that they get.
 - ``replica``: the turn, and the calls from above and from the transport.
-- ``requests``: the desk. ``forwarding``: the one hop to the leader. ``service``: what peers may ask.
+- ``intake``: requests come in. ``requests``: the desk, which knows all open ones. ``forwarding``: the one
+  hop to the leader. ``service``: what peers may ask.
 - ``formation``: how an empty node bootstraps or joins. ``stewardship``: the leader admits, promotes,
   replaces and removes.
 - ``snapshots``, ``recovery``, ``upkeep``: streams, the start, compaction and reaping.

@@ -14,7 +14,7 @@ from kvnode.errors import (
     Timeout,
 )
 from kvnode.ports import Done
-from kvnode.raft.types import LogId, NodeId, Term
+from kvnode.raft.types import Index, LogId, NodeId, Term
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
@@ -45,9 +45,14 @@ class Administration:
             and node_id == replica.raft.id
             and len(replica.raft.membership.voters) > 1
         ):
-            self.transfer_here(
-                None, lambda _value, _error: self.ask_leader("remove", node_id, done)
-            )
+
+            def handed_over(_successor: NodeId | None, error: KvnodeError | None) -> None:
+                if error is not None:
+                    done(None, error)
+                else:
+                    self.ask_leader("remove", node_id, done)
+
+            self.transfer_here(None, handed_over)
         elif replica.is_leader:
             replica.steward.remove(node_id, done)
         else:
@@ -116,3 +121,16 @@ class Administration:
                 done(Timeout("the change was not committed in time", took_effect="unknown"))
             else:
                 self._watched.append(item)
+
+    def skipped_to(self, index: Index) -> None:
+        """A snapshot replaced the log up to ``index``: what became of changes there is unknown."""
+        gone = [item for item in self._watched if item[0].index <= index]
+        self._watched = [item for item in self._watched if item[0].index > index]
+        for _, _, done in gone:
+            done(LeadershipLost("leadership lost while committing log"))
+
+    def fail_all(self) -> None:
+        """The node stops: nobody may be left waiting."""
+        watched, self._watched = self._watched, []
+        for _, _, done in watched:
+            done(LeadershipLost("this node stopped before the change was known"))

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgpack
 
-from kvnode.errors import InvariantBroken, RemoteProtocolError
-from kvnode.store.commands import KINDS, NUMBERS, Command, Result
+from kvnode.errors import BadRequest, InvariantBroken, RemoteProtocolError
+from kvnode.store.commands import KINDS, NUMBERS, Command, Result, check_command
 
 _pack = msgpack.Packer(use_bin_type=True).pack
 
@@ -40,6 +40,8 @@ def decode(data: bytes) -> Command:
 def decode_foreign(data: Any, bytes_max: int) -> Command:
     """``decode`` for data that a peer sent and nobody has checked.
 
+    An entry that no node can apply would stop them all, so nothing of that kind gets past here.
+
     Raises:
         RemoteProtocolError: It is no command of ours.
     """
@@ -47,9 +49,10 @@ def decode_foreign(data: Any, bytes_max: int) -> Command:
         raise RemoteProtocolError("a forwarded command is not bytes, or too large")
     try:
         command = decode(data)
+        check_command(command)
         if encode(command) == data:
             return command
-    except (InvariantBroken, ValueError, TypeError, msgpack.UnpackException) as error:
+    except (BadRequest, InvariantBroken, ValueError, TypeError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"a forwarded command cannot be read: {error}") from error
     raise RemoteProtocolError("a forwarded command is not in its one spelling")
 
@@ -61,5 +64,7 @@ def decode_result(value: Any) -> Result:
         RemoteProtocolError: It is none.
     """
     if isinstance(value, (list, tuple)) and len(value) == 3:
-        return Result(*value)
+        answer, index, modify_index = value
+        if isinstance(answer, int) and type(index) is int and type(modify_index) is int:
+            return Result(answer, index, modify_index)
     raise RemoteProtocolError("a forwarded answer is no result")

@@ -18,7 +18,6 @@ from kvnode.errors import (
     MustStop,
     NoLeader,
     NotLeader,
-    Overloaded,
     Removed,
 )
 from kvnode.ports import (
@@ -51,20 +50,21 @@ from kvnode.raft.types import (
 from kvnode.replica import pods
 from kvnode.replica.addresses import AddressBook
 from kvnode.replica.administration import Administration
-from kvnode.replica.codec import decode, encode
+from kvnode.replica.codec import decode
 from kvnode.replica.facade import Consistency, PodStatus, ReadView, Status
 from kvnode.replica.formation import Formation
 from kvnode.replica.forwarding import Forwarder
+from kvnode.replica.intake import Intake
 from kvnode.replica.peers import PeerFinder
 from kvnode.replica.recovery import recover
-from kvnode.replica.requests import Desk, ReadRequest, WriteRequest
+from kvnode.replica.requests import Desk, ReadRequest
 from kvnode.replica.service import Service
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.replica.snapshots import SnapshotReceiver, SnapshotSender
 from kvnode.replica.status import Contact, describe
 from kvnode.replica.stewardship import Steward
 from kvnode.replica.upkeep import Upkeep
-from kvnode.store.commands import Command, KvSet, Result
+from kvnode.store.commands import Command, Result
 from kvnode.store.engine import EngineFactory
 
 SWEEP_TICKS = 5
@@ -119,6 +119,7 @@ class Replica:
         )
         self.desk = Desk(settings.waiting_requests_max, settings.waiting_bytes_max)
         self.desk.callback_failed = self._callback_failed
+        self.intake = Intake(self)
         self.book = AddressBook()
         self.formation = Formation(self)
         self.admin = Administration(self)
@@ -185,21 +186,28 @@ class Replica:
         self.wake()
 
     def stop(self, done: Callable[[], None]) -> None:
-        """Hand leadership over, then stop. Requests that are still open are answered."""
+        """Hand leadership over, finish what is open, then stop (RC-57).
+
+        New requests are taken until leadership is handed over, so that they can still be forwarded;
+        then they are refused. What is open after ``stop_wait_s`` is answered as it stands.
+        """
         self.state, self.reason = "stopping", "this node is shutting down"
         deadline = self.scheduler.time() + self.settings.stop_wait_s
-        self.admin.transfer_here(None, lambda _value, _error: None)
         self._stop_soon(deadline, done)
 
     def _stop_soon(self, deadline: float, done: Callable[[], None]) -> None:
+        if self.is_leader and not self.raft.is_transferring:
+            self.admin.transfer_here(None, lambda _value, _error: None)
         handed_over = not self.is_leader and self.raft.leader_id is not None
         alone = len(self.raft.membership.voters) < 2 or not self.cluster_id
-        finished = self.stopped or ((handed_over or alone) and not self.desk.count)
+        self.intake.closing = handed_over or alone
+        finished = self.stopped or (self.intake.closing and not self.desk.count)
         if not finished and self.scheduler.time() < deadline:
             self.scheduler.call_later(self.settings.tick_s, self._stop_soon, deadline, done)
             return
         self.stopped = True
         self.desk.fail_all()
+        self.admin.fail_all()
         done()
 
     def fail(self, error: MustStop) -> None:
@@ -207,7 +215,8 @@ class Replica:
         if self.stopped:
             return
         self.stopped = True
-        self.state, self.reason = "failed", str(error)
+        if self.state != "removed":
+            self.state, self.reason = "failed", str(error)
         self._outbox.clear()
         self._on_fatal(error)
 
@@ -276,7 +285,10 @@ class Replica:
         self.wake()
 
     def _is_removed(self, node_id: NodeId) -> bool:
-        membership = self.raft.membership
+        # Only a committed removal counts: a node that hears of it sets its data aside for good, and an
+        # uncommitted one may still be rolled back with the log (RC-42, RC-47).
+        log = self.raft.log
+        membership = log.membership_at(log.commit_index)
         return node_id in membership.removed and membership.member(node_id) is None
 
     # -- time ---------------------------------------------------------------------------------------
@@ -320,43 +332,12 @@ class Replica:
     # -- requests -----------------------------------------------------------------------------------
 
     def write(self, command: Command, done: Done[Result]) -> None:
-        """Replicate one command; see ``ReplicaFacade.write``."""
-        self.take_write(command, encode(command), done, hopped=False)
-
-    def take_write(
-        self, command: Command, data: bytes, done: Done[Result], *, hopped: bool
-    ) -> None:
-        """Queue a write for this turn."""
-        if self.write_refusal and isinstance(command, KvSet):
-            self.scheduler.call_soon(done, None, Overloaded(self.write_refusal))
-            return
-        deadline = self.scheduler.time() + self.settings.leader_wait_s
-        self._admit(WriteRequest(command, data, done, deadline, hopped=hopped))
+        """Replicate one command; see ``ReplicaFacade``."""
+        self.intake.write(command, done)
 
     def read(self, consistency: Consistency, done: Done[ReadView]) -> None:
-        """Wait until the store may be read; see ``ReplicaFacade.read``."""
-        if consistency is Consistency.STALE:
-            view = ReadView(self.raft.leader_id is not None, self.contact.age_ms(self.is_leader))
-            self.scheduler.call_soon(done, view, None)
-        else:
-            self.take_read(done, hopped=False)
-
-    def take_read(self, done: Done[Any], *, hopped: bool) -> None:
-        """Queue a linearizable read (or a peer's question for a read index) for this turn."""
-        deadline = self.scheduler.time() + self.settings.leader_wait_s
-        self._admit(ReadRequest(done, deadline, hopped=hopped))
-
-    def _admit(self, request: WriteRequest | ReadRequest) -> None:
-        if self.stopped:
-            error: KvnodeError = NoLeader("this node is stopping")
-            self.scheduler.call_soon(request.done, None, error)
-            return
-        try:
-            self.desk.admit(request)
-        except Overloaded as overloaded:
-            self.scheduler.call_soon(request.done, None, overloaded)
-            return
-        self.wake()
+        """Wait until this node's store may be read; see ``ReplicaFacade``."""
+        self.intake.read(consistency, done)
 
     def remove_member(self, node_id: NodeId, done: Done[Any]) -> None:
         """Remove a member; see ``ReplicaFacade``."""
@@ -387,7 +368,7 @@ class Replica:
         if self.stopped:
             return
         try:
-            self._flush_desk()
+            self.intake.flush()
             self._drain()
             self._release_reads()
             self._send_outbox()
@@ -399,41 +380,12 @@ class Replica:
         while not self.stopped and self.raft.has_ready(apply=not self.receiver.loading):
             self._handle(self.raft.ready(apply=not self.receiver.loading))
 
-    def _flush_desk(self) -> None:
-        """Give the core, or the leader, everything that waits."""
-        desk, raft = self.desk, self.raft
-        if not (desk.writes or desk.reads):
-            return
-        if self.is_leader and not raft.is_transferring:
-            if desk.writes:
-                self._propose()
-            while desk.reads:
-                raft.read_index(desk.reads.popleft())
-            return
-        leader = raft.leader_id if not self.is_leader else None
-        desk.fail_hopped(lambda: NotLeader(leader))
-        if leader is not None and self.transport.connected().get(leader):
-            self.forwarder.flush(leader)
-
-    def _propose(self) -> None:
-        desk = self.desk
-        batch = list(desk.writes)
-        desk.writes.clear()
-        try:
-            last = self.raft.propose([request.data for request in batch])
-        except Overloaded as error:
-            for request in batch:
-                desk.finish(request, None, error)
-            return
-        deadline = self.scheduler.time() + self.settings.request_timeout_s
-        first = last.index - len(batch) + 1
-        for offset, request in enumerate(batch):
-            request.deadline = deadline
-            desk.proposed(Index(first + offset), last.term, request)
-
     def _handle(self, ready: Ready) -> None:
         """Save, send, apply, answer: the contract of ``raft.rawnode``."""
         if ready.snapshot is not None:
+            if ready.hard_state is not None:
+                # A crash between the two must not leave a log of a later term than the hard state.
+                self.journal.save(ready.hard_state, (), self.journal_done)
             base = LogBase(ready.snapshot.last, ready.snapshot.membership)
             self.journal.reset(base, self.journal_done)
         if ready.needs_disk:
@@ -444,17 +396,15 @@ class Replica:
             self._post(message)
         if ready.snapshot is not None:
             self.desk.skipped_to(ready.snapshot.last.index)
+            self.admin.skipped_to(ready.snapshot.last.index)
             self.receiver.accepted(ready.snapshot)
             self.peers.refresh()
         if ready.committed:
             self._apply(ready.committed)
         for index, reads in ready.reads:
             self._confirmed(index, reads)
-        for read in ready.failed_reads:
-            # Leadership was lost: ask the next leader, until the deadline (RC-32).
-            self.desk.reads.append(read)  # type: ignore[arg-type]  # the core only carries them
         if ready.failed_reads:
-            self.wake()
+            self._leadership_lost(ready.failed_reads)
 
     def _saved(self, ready: Ready, error: KvnodeError | None) -> None:
         """The journal has made a ``Ready`` durable: what depended on it may leave."""
@@ -503,6 +453,18 @@ class Replica:
             else:
                 self.desk.park(index, read)
 
+    def _leadership_lost(self, reads: list[object]) -> None:
+        """Ask the next leader, until the deadline; a peer asks it by itself (RC-32, RC-59)."""
+        own: list[ReadRequest] = []
+        for read in reads:
+            assert isinstance(read, ReadRequest)
+            if read.hopped:
+                self.desk.finish(read, None, NotLeader(self.raft.leader_id))
+            else:
+                own.append(read)
+        self.desk.put_back(own)
+        self.wake()
+
     def _release_reads(self) -> None:
         if self.receiver.loading:
             return
@@ -516,7 +478,7 @@ class Replica:
             self._outbox.setdefault(message.to, []).append(message)
 
     def _send_outbox(self) -> None:
-        if self._outbox:
+        if self._outbox and not self.stopped:
             outbox, self._outbox = self._outbox, {}
             for node, messages in outbox.items():
                 self.transport.send(node, messages)
@@ -528,16 +490,12 @@ class Replica:
         if known != self._known:
             self._known = known
             self.contact.leader_known(raft.leader_id is not None)
+            self.forwarder.follow(raft.leader_id)
             if raft.leader_id is not None:
                 self.trace("leader_known", {"term": raft.term, "leader": raft.leader_id})
             self.peers.refresh()
-        if self.desk.writes or self.desk.reads:
-            self._flush_waiting()
-
-    def _flush_waiting(self) -> None:
-        """Requests stayed behind: they go out as soon as there is somebody to take them."""
-        if self.is_leader and not self.raft.is_transferring:
-            self.wake()
+        if (self.desk.writes or self.desk.reads) and self.is_leader and not raft.is_transferring:
+            self.wake()  # what stayed behind goes out as soon as there is somebody to take it
 
     # -- called by the transport ----------------------------------------------------------------------
 
@@ -618,6 +576,7 @@ class Replica:
                 self.fail_disk(error)
                 return
             text = "the cluster removed this node; its data is set aside at the next start"
+            self.intake.closing = True
             self.desk.fail_all()
             self.fail(Removed(text, served=served))
 

@@ -92,7 +92,7 @@ class Service:
         serve_writes(self._replica, payload, reply, fail)
 
     def _read_index(self, _sender: Hello, _payload: Any, reply: Reply, fail: Fail) -> None:
-        self._replica.take_read(_answer(reply, fail), hopped=True)
+        self._replica.intake.take_read(_answer(reply, fail), hopped=True)
 
     def _remove(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         self._replica.steward.remove(NodeId(str(payload)), _answer(reply, fail))

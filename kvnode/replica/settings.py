@@ -23,6 +23,8 @@ class ReplicaSettings:
     """How long a request is held while no leader is known, as Consul does (spec §3)."""
     request_timeout_s: float = 10.0
     """How long a forwarded request, or a write in the log, may take before its outcome is unknown."""
+    read_index_timeout_s: float = 2.0
+    """How long a leader may take to confirm a follower's reads, before they are asked again."""
     waiting_requests_max: int = 20_000
     waiting_bytes_max: int = 64 << 20
     """Requests that wait for a leader or for this turn's batch (RC-67)."""

@@ -1,0 +1,110 @@
+"""Where requests come in, and from where each turn takes them on: to the core, or to the leader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvnode.errors import DiskNearlyFull, KvnodeError, NoLeader, NotLeader, NotNow, Overloaded
+from kvnode.ports import Done
+from kvnode.raft.types import Index
+from kvnode.replica.codec import encode
+from kvnode.replica.facade import Consistency, ReadView
+from kvnode.replica.requests import IN_CORE, ReadRequest, WriteRequest
+from kvnode.store.commands import Command, KvSet, Result
+
+if TYPE_CHECKING:
+    from kvnode.replica.replica import Replica
+
+
+class Intake:
+    """Admits requests to the desk and flushes the desk, turn by turn."""
+
+    def __init__(self, replica: Replica) -> None:
+        """Admit everybody."""
+        self._replica = replica
+        self.closing = False
+        """The node is about to stop: open requests are finished, new ones refused (RC-57)."""
+
+    # -- in ---------------------------------------------------------------------------------------
+
+    def write(self, command: Command, done: Done[Result]) -> None:
+        """Replicate one command; see ``ReplicaFacade.write``."""
+        self.take_write(command, encode(command), done, hopped=False)
+
+    def take_write(
+        self, command: Command, data: bytes, done: Done[Result], *, hopped: bool
+    ) -> None:
+        """Queue a write for this turn."""
+        replica = self._replica
+        if replica.write_refusal and isinstance(command, KvSet):
+            error = DiskNearlyFull(replica.write_refusal)
+            replica.scheduler.call_soon(done, None, error)
+            return
+        deadline = replica.scheduler.time() + replica.settings.leader_wait_s
+        self._admit(WriteRequest(command, data, done, deadline, hopped=hopped))
+
+    def read(self, consistency: Consistency, done: Done[ReadView]) -> None:
+        """Wait until the store may be read; see ``ReplicaFacade.read``."""
+        if consistency is Consistency.STALE:
+            replica = self._replica
+            age_ms = replica.contact.age_ms(replica.is_leader)
+            view = ReadView(replica.raft.leader_id is not None, age_ms)
+            replica.scheduler.call_soon(done, view, None)
+        else:
+            self.take_read(done, hopped=False)
+
+    def take_read(self, done: Done[Any], *, hopped: bool) -> None:
+        """Queue a linearizable read (or a peer's question for a read index) for this turn."""
+        replica = self._replica
+        deadline = replica.scheduler.time() + replica.settings.leader_wait_s
+        self._admit(ReadRequest(done, deadline, hopped=hopped))
+
+    def _admit(self, request: WriteRequest | ReadRequest) -> None:
+        replica = self._replica
+        error: KvnodeError
+        if replica.stopped or self.closing:
+            error = NoLeader("this node is stopping")
+        else:
+            try:
+                replica.desk.admit(request)
+            except NotNow as refusal:
+                error = refusal
+            else:
+                replica.wake()
+                return
+        replica.scheduler.call_soon(request.done, None, error)
+
+    # -- on ---------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Give the core, or the leader, everything that waits."""
+        replica = self._replica
+        desk, raft = replica.desk, replica.raft
+        if not (desk.writes or desk.reads):
+            return
+        if replica.is_leader and not raft.is_transferring:
+            if desk.writes:
+                self._propose()
+            for read in desk.take_reads(IN_CORE):
+                raft.read_index(read)
+            return
+        leader = raft.leader_id if not replica.is_leader else None
+        desk.fail_hopped(lambda: NotLeader(leader))
+        if leader is not None and replica.transport.connected().get(leader):
+            replica.forwarder.flush(leader)
+
+    def _propose(self) -> None:
+        replica = self._replica
+        desk = replica.desk
+        batch = desk.take_writes()
+        try:
+            last = replica.raft.propose([request.data for request in batch])
+        except Overloaded as error:
+            for request in batch:
+                desk.finish(request, None, error)
+            return
+        deadline = replica.scheduler.time() + replica.settings.request_timeout_s
+        first = last.index - len(batch) + 1
+        for offset, request in enumerate(batch):
+            request.deadline = deadline
+            desk.proposed(Index(first + offset), last.term, request)
