@@ -17,6 +17,7 @@ it (``observe``). Everything is incremental: the work per event does not grow wi
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from kvnode.raft.messages import (
     VoteReply,
 )
 from kvnode.raft.rawnode import RawNode
-from kvnode.raft.types import Entry, EntryKind, HardState, LogId, Membership, NodeId, Role
+from kvnode.raft.types import Entry, EntryKind, HardState, Index, LogId, Membership, NodeId, Role
 
 
 class Violation(AssertionError):
@@ -96,6 +97,8 @@ class Invariants:
         """(index, term) -> content and the term before it."""
         self.committed: list[Shape] = [Shape(0, 0, 0)]
         """By index; position 0 is "before the log"."""
+        self.commit_terms: list[int] = [0]
+        """By index: the term of the leader that committed it. Never falls."""
         self.digests: dict[int, tuple[str, NodeId]] = {}
         self.disks: dict[NodeId, DurableLog] = {}
         self.membership: Membership | None = None
@@ -268,12 +271,12 @@ class Invariants:
 
     def _complete(self, node: NodeId, raw: RawNode) -> None:
         """Leader Completeness; by Log Matching the last committed entry stands for all."""
-        if self.frontier and raw.log.base.index < self.frontier:
-            held = raw.log.term_at(self.frontier)  # type: ignore[arg-type]
-            if held != self.committed[self.frontier].term:
-                raise Violation(
-                    f"{node} leads term {raw.term} without committed entry {self.frontier}"
-                )
+        # A candidate that wakes up late may still win an older term: it owes nothing to later ones.
+        index = bisect_left(self.commit_terms, raw.term) - 1
+        if raw.log.base.index < index:
+            held = raw.log.term_at(Index(index))
+            if held != self.committed[index].term:
+                raise Violation(f"{node} leads term {raw.term} without committed entry {index}")
 
     def _commits(self, node: NodeId, raw: RawNode, before: int) -> None:
         log = raw.log
@@ -294,6 +297,7 @@ class Invariants:
                 continue
             news = True
             self.committed.append(shape_of(entry))
+            self.commit_terms.append(max(raw.term, self.commit_terms[-1]))
             if entry.kind == EntryKind.MEMBERSHIP:
                 self._new_membership(Membership.decode(entry.data))
         if news:

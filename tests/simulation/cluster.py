@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from kvnode.errors import KvnodeError, PeerUnreachable
+from kvnode.errors import KvnodeError, PeerUnreachable, Removed
 from kvnode.ports import Done
 from kvnode.raft.types import Membership, NodeId, Role
 from kvnode.replica.facade import Consistency, ReadView
@@ -188,6 +188,7 @@ class Simulation:
             discover=self._discover,
             disk_latency=self._disk_latency,
             new_node_id=self._new_node_id,
+            exited=self._exited,
         )
         self.nodes = [SimNode(self.around, ordinal) for ordinal in range(swarm.machines)]
         self._clients = [derive(seed, f"client/{number}") for number in range(swarm.clients)]
@@ -208,7 +209,7 @@ class Simulation:
 
     def _new_node_id(self, name: str) -> str:
         self._ids += 1
-        return f"{name}/{self._ids}"
+        return f"{name}.{self._ids}"
 
     def _disk_latency(self, rng: random.Random) -> float:
         swarm = self.swarm
@@ -274,6 +275,16 @@ class Simulation:
         if not node.start():
             again = self.world.after
             again(self.rng.uniform(0.05, 0.5), self._start, node)
+
+    def _exited(self, node: SimNode) -> None:
+        """A process ended by itself. A removed one stays down, or comes back on its stale volume."""
+        if isinstance(node.fatal, Removed):
+            self.note("removed")
+            if self._faults_on and self.rng.random() < 0.5:
+                node.retired = True
+                return
+        if not node.expects_fatal:
+            self.world.after(self.rng.uniform(0.1, 1.0), self._start, node)
 
     # -- faults -------------------------------------------------------------------------------
 
@@ -404,6 +415,8 @@ class Simulation:
         self.world.after(self.rng.uniform(0.1, 1.0), self._repair_disk, node)
 
     def _repair_disk(self, node: SimNode) -> None:
+        if not self._faults_on:
+            return  # healed with everything else
         node.disk.faults.sync_error = node.disk.faults.write_error = 0.0
         node.kill(self.rng.random() < 0.5)
         node.expects_fatal = False
@@ -416,6 +429,8 @@ class Simulation:
         self.world.after(self.rng.uniform(0.2, 2.0), self._quick_disk, swarm.disk_latency_s)
 
     def _quick_disk(self, latency_s: float) -> None:
+        if not self._faults_on:
+            return
         self.swarm = replace(self.swarm, disk_latency_s=latency_s)
 
     def _fault_transfer(self) -> None:

@@ -552,15 +552,25 @@ class SimTransport:
             return
         there = target
 
+        over = False
+
+        def finish(connection: Connection | None, problem: KvnodeError | None) -> None:
+            nonlocal over
+            if not over:
+                over = True
+                timer.cancel()
+                done(connection, problem)
+            elif connection is not None:
+                connection.abort("too late")
+
         def both_ways() -> bool:
             return network.passes(self.host, there.host) and network.passes(there.host, self.host)
 
-        def fail() -> None:
-            world.after(1.0, done, None, error, clock=self.clock)
+        # The other process may end before it answers, or the way be cut: then this is the end of it.
+        timer = self.clock.call_later(1.5, finish, None, error)
 
         def at_listener() -> None:
             if there.stopped or not both_ways():
-                fail()
                 return
             greeting = Greeting(self._hello, lane, expected)
             refusal = misdirected(there.hello, greeting) or judge(
@@ -582,7 +592,7 @@ class SimTransport:
 
         def refused(reason: Refusal, cluster: str) -> None:
             self.refused(reason, cluster)
-            done(None, PeerUnreachable(f"refused: {reason.value}", took_effect="no"))
+            finish(None, PeerUnreachable(f"refused: {reason.value}", took_effect="no"))
 
         def back(then: Callable[[], None]) -> None:
             delay = network.delay(there.host, self.host)
@@ -591,7 +601,6 @@ class SimTransport:
         def at_dialler(connection: Connection) -> None:
             if not connection.is_open or not both_ways():
                 connection.abort("the greeting was lost")
-                fail()
                 return
             theirs = connection.listener_hello
             refusal = judge(
@@ -604,14 +613,12 @@ class SimTransport:
             refusal = refusal or self.boots.enter(theirs)
             if refusal is not None:
                 self.refuse(connection, refusal[0])
-                done(None, PeerUnreachable(f"refused: {refusal[0].value}", took_effect="no"))
+                finish(None, PeerUnreachable(f"refused: {refusal[0].value}", took_effect="no"))
                 return
             self.greeted(theirs, inbound=False)
-            done(connection, None)
+            finish(connection, None)
 
         world.after(network.delay(self.host, there.host), at_listener, clock=there.clock)
-        if there.clock.dead:
-            fail()
 
     def greeted(self, theirs: Hello, *, inbound: bool) -> None:
         """A peer is known now, or its introduction changed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvnode.disk.identity import IdentityFile, open_identity, write_identity
@@ -91,6 +91,8 @@ class Surroundings:
     discover: Callable[[SimNode, Done[list[str]]], None]
     disk_latency: Callable[[random.Random], float]
     new_node_id: Callable[[str], str]
+    exited: Callable[[SimNode], None]
+    """A process ended by itself."""
 
 
 class SimNode:
@@ -103,6 +105,7 @@ class SimNode:
         self.disk = SimDisk(derive(around.seed, f"disk/{self.name}"))
         self.disk.faults.capacity = 4 << 20
         self.engines = SimEngines(self.disk)
+        self._engines_of: NodeId | None = None
         self.life = 0
         self.rate = 1.0
         self.replica: Replica | None = None
@@ -112,6 +115,11 @@ class SimNode:
         self.worker: SimWorker | None = None
         self.address_generation = 0
         self.ordinal = ordinal
+        self.settings = around.settings
+        if ordinal >= around.settings.expect:
+            # Enough later machines, all empty, could otherwise found a second cluster while nobody of
+            # the first is up: whoever deploys them gives only the first ones the licence.
+            self.settings = replace(around.settings, expect=0)
         self.fatal: MustStop | None = None
         """Why the present or last life stopped by itself."""
         self.expects_fatal = False
@@ -179,8 +187,10 @@ class SimNode:
         latency = derive(around.seed, f"latency/{self.name}/{self.life}")
         opened = open_identity(disk, DATA, self.name, lambda: around.new_node_id(self.name))
         identity = opened.identity
-        if opened.set_aside:
+        if self._engines_of != identity.record.node_id:
+            # A new incarnation's state directory is empty; the old one was set aside with the rest.
             self.engines = SimEngines(disk)
+            self._engines_of = identity.record.node_id
         core, recovered = open_journal(disk, f"{DATA}/raft", fresh=opened.fresh)
         if opened.fresh:
             identity = identity._replace(log_made=True)
@@ -206,12 +216,12 @@ class SimNode:
             identity.record.boot,
             self.address,
             "",
-            around.settings.expect,
+            self.settings.expect,
         )
         self.transport = SimTransport(around.network, self.name, hello, clock, self._sent)
         try:
             replica = Replica(
-                settings=around.settings,
+                settings=self.settings,
                 identity=IdentityFile(disk, DATA, identity, self.worker),
                 recovered=recovered,
                 journal=self.journal,
@@ -268,7 +278,11 @@ class SimNode:
         if isinstance(error, InvariantBroken) or not expected:
             raise Violation(f"{self.name} stopped: {type(error).__name__}: {error}") from error
         if self.replica is not None:
-            self.around.world.after(0.0, self.kill, False)
+            self.around.world.after(0.0, self._exit)
+
+    def _exit(self) -> None:
+        self.kill(False)
+        self.around.exited(self)
 
     def kill(self, power_lost: bool) -> None:
         """The process ends at once, in the middle of whatever it does."""
