@@ -108,6 +108,8 @@ def parse_decoded(
     options = parse_options(raw_query)
     if options.error is not None:
         return _styled(options.error, v1=v1)
+    if options.enterprise is not None and (key or method not in {"GET", "HEAD"} or _lists(options)):
+        return _styled(options.enterprise, v1=v1)
     parsed: Operation | Response
     if method in {"GET", "HEAD"}:
         parsed = _parse_get(v1, key, options)
@@ -123,6 +125,10 @@ def parse_decoded(
     if options.values and v1:
         return options.foreign_datacenter(settings.datacenter) or parsed
     return parsed
+
+
+def _lists(options: Options) -> bool:
+    return not _LISTS.isdisjoint(options.values)
 
 
 def _styled(refusal: Response, *, v1: bool) -> Response:

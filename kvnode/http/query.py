@@ -30,6 +30,8 @@ class Options(NamedTuple):
     pretty: bool
     error: Response | None
     """The answer to a bad option; every other field is then a default."""
+    enterprise: Response | None = None
+    """The answer to an option that only Consul Enterprise has. Judged after ``error``."""
 
     def first(self, name: str) -> str | None:
         """Return the first value of a parameter, or None when it is absent."""
@@ -65,13 +67,6 @@ def _failed(values: dict[str, list[str]], message: str) -> Options:
 def _parse(raw: bytes) -> Options:
     """Parse in Consul's order, so that of two mistakes the same one is reported."""
     values = parse_query(raw)
-    for name, feature in (("ns", "Namespaces are"), ("partition", "Partitions are")):
-        if values.get(name, [""])[0]:
-            return _failed(
-                values,
-                f'Bad request: Invalid query parameter: "{name}" - '
-                f"{feature} a Consul Enterprise feature",
-            )
     stale = "stale" in values
     max_stale_ms = 0.0
     raw_max_stale = values.get("max_stale", [""])[0]
@@ -101,8 +96,28 @@ def _parse(raw: bytes) -> Options:
     elif consistent:
         consistency, effective = Consistency.CONSISTENT, b"consistent"
     return Options(
-        values, consistency, effective, max_stale_ms, index, wait_s, "pretty" in values, None
+        values,
+        consistency,
+        effective,
+        max_stale_ms,
+        index,
+        wait_s,
+        "pretty" in values,
+        None,
+        _enterprise(values),
     )
+
+
+def _enterprise(values: dict[str, list[str]]) -> Response | None:
+    """Refuse namespaces and partitions; empty ones are fine (spec §1.2)."""
+    for name, feature in (("ns", "Namespaces are"), ("partition", "Partitions are")):
+        if values.get(name, [""])[0]:
+            return text(
+                400,
+                f'Bad request: Invalid query parameter: "{name}" - '
+                f"{feature} a Consul Enterprise feature",
+            )
+    return None
 
 
 def _wait_s(raw: str) -> float:
