@@ -141,6 +141,11 @@ class Core:
             and self.id in log.membership_at(log.commit_index).voters
         )
 
+    @property
+    def is_state_durable(self) -> bool:
+        """Whether the disk holds the current term and vote, so that anything may be said (RC-2)."""
+        return self.durable == (self.term, self.vote)
+
     def other_voters(self) -> list[NodeId]:
         """Voters without this node, in a fixed order."""
         return [node for node in sorted(self.membership.voters) if node != self.id]
@@ -154,13 +159,13 @@ class Core:
         accepting reply says "I hold …", so the entries must be too. Everything else, above all a
         leader's AppendEntries, leaves while the disk still works (RC-4, thesis §10.2.1).
         """
-        state_durable = self.durable == HardState(self.term, self.vote)
         entries_durable = (
             not isinstance(message, AppendEntriesReply)
             or message.rejected
             or message.match_index <= self.log.stable_index
         )
-        (self.messages if state_durable and entries_durable else self.held_messages).append(message)
+        may_leave = self.is_state_durable and entries_durable
+        (self.messages if may_leave else self.held_messages).append(message)
 
     # -- roles --------------------------------------------------------------------------------
 

@@ -16,9 +16,13 @@ from kvnode.raft.types import NodeId, Role, Term
 
 
 def tick_follower(core: Core) -> None:
-    """One tick of anybody but the leader: campaign when the time-out passed."""
+    """One tick of anybody but the leader: campaign when the time-out passed.
+
+    Not before the disk has the last campaign: nothing could be said, and a disk slower than the
+    time-out would have each candidate give up before its requests have left.
+    """
     core.elapsed += 1
-    if core.elapsed >= core.timeout and core.may_campaign:
+    if core.elapsed >= core.timeout and core.may_campaign and core.is_state_durable:
         campaign(core)
 
 
@@ -39,9 +43,13 @@ def elect(core: Core, *, transfer: bool) -> None:
 
 
 def own_vote_durable(core: Core) -> None:
-    """The hard state that holds this candidate's vote for itself is on disk: count it."""
+    """The hard state that holds this candidate's vote for itself is on disk: count it.
+
+    Only now its requests leave, so its time-out begins only now.
+    """
     if core.role is Role.CANDIDATE and core.durable == (core.term, core.id):
         core.votes[core.id] = True
+        core.elapsed = 0
         _count(core)
 
 
