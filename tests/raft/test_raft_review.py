@@ -283,3 +283,35 @@ def test_a_round_is_not_begun_while_one_is_open_whatever_else_is_to_do() -> None
         leader.raw.propose([b"x"])
         leader.handle()
     assert leader.core.read_round == 1
+
+
+def test_a_candidates_clock_begins_when_its_requests_leave() -> None:
+    """Two saves, its own and the voters', may together take longer than the time-out."""
+    cluster = Cluster(3)
+    waiting: dict[str, list[int]] = {node: [] for node in cluster.nodes}
+    for node in cluster.nodes.values():
+        node.syncs = False
+    for now in range(200):
+        cluster.tick()
+        cluster.settle()
+        for node in cluster.nodes.values():
+            due = waiting[node.id]
+            due += [now + 8] * (len(node.queue) - len(due))
+            while due and due[0] <= now:
+                due.pop(0)
+                cluster.send(node, node.sync_one())
+        cluster.settle()
+    assert cluster.leader is not None
+    assert cluster.leader.raw.log.commit_index > 0
+
+
+def test_a_hung_disk_gathers_no_polls() -> None:
+    """RC-67: what cannot be said is not said again and again."""
+    cluster = Cluster(3)
+    node = cluster[1]
+    node.syncs = False
+    node.raw.step(Heartbeat(nid(2), nid(1), Term(1), Index(0), 0))
+    node.handle()
+    cluster.tick([1], 1000)
+    assert len(node.queue) == 1
+    assert not cluster.network
