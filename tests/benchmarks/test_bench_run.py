@@ -59,7 +59,7 @@ def test_memory_alone_puts_nothing_under_load():
 @pytest.mark.parametrize(
     ("path", "found"),
     [
-        ("/work/data", ("ext4", "/dev/vda")),
+        ("/mnt/data", ("ext4", "/dev/vda")),
         ("/dev/shm/x", ("tmpfs", "tmpfs")),
         ("/dev/shmx", ("ext4", "/dev/vda")),
         ("/mnt/two words/x", ("xfs", "/dev/vdb")),
