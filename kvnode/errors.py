@@ -21,6 +21,7 @@
         ├── DiskFailed              a write or sync failed: never retried (RC-8)
         │   └── DiskFull            … because there is no space left (RC-70)
         ├── CorruptLog              a file is not what its checksum says (RC-71)
+        │   └── StateDiverged       the data is not what the other members hold (RC-74)
         ├── DirectoryInUse          another process owns the data directory (RC-52)
         ├── ForeignDirectory        the directory belongs to another cluster or format
         ├── Removed                 the cluster removed this incarnation (RC-47)
@@ -141,6 +142,10 @@ class DiskFull(DiskFailed):
 
 class CorruptLog(MustStop):
     """Durable data is not what its checksum says (RC-71, RC-73)."""
+
+
+class StateDiverged(CorruptLog):
+    """This node's data is not what a majority of the members holds at the same index (RC-74)."""
 
 
 class DirectoryInUse(MustStop):

@@ -17,6 +17,8 @@ Rooms:
 - ``formation``: how an empty node bootstraps or joins. ``stewardship``: the leader admits, promotes,
   replaces and removes.
 - ``snapshots``, ``recovery``, ``upkeep``: streams, the start, compaction and reaping.
+- ``comparison``: do all members hold the same data? ``administration``: what operators ask.
+- ``listener``: what the transport tells. ``peers``: whom to stay connected with.
 - ``addresses``, ``status``, ``pods``, ``codec``, ``settings``.
 
 Invariants:

@@ -84,7 +84,8 @@ class Status(NamedTuple):
     """``starting``, ``bootstrapping``, ``joining``, ``running``, ``stopping``, ``removed``,
     ``failed``."""
     reason: str
-    """Why the state is not ``running``: one sentence for an operator; else empty."""
+    """Why the state is not ``running``, or what is wrong although it is: one sentence for an operator;
+    else empty."""
 
 
 class PodStatus(NamedTuple):
@@ -120,8 +121,8 @@ class ReplicaFacade(Protocol):
         A node that does not lead forwards once; while no leader is known it holds the request for
         ``leader_wait_s`` (7 s, as Consul does), then fails with ``NoLeader``.
 
-        Errors: ``NoLeader``, ``Overloaded`` (took_effect "no"), ``LeadershipLost``, ``Timeout``,
-        ``PeerUnreachable`` (look at ``took_effect``), ``BadRequest``.
+        Errors: ``NoLeader``, ``Overloaded``, ``DiskNearlyFull`` (took_effect "no"),
+        ``LeadershipLost``, ``Timeout``, ``PeerUnreachable`` (look at ``took_effect``), ``BadRequest``.
         """
         ...
 

@@ -14,8 +14,10 @@ A pledge is given back only when its bootstrapper itself answers that it holds n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,15 +64,18 @@ class Pledge(NamedTuple):
         try:
             cluster_id, bootstrapper, members = json.loads(text)
             found = tuple(Member(NodeId(str(i)), str(n), str(a)) for i, n, a in members)
-            return Pledge(str(cluster_id), NodeId(str(bootstrapper)), found)
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise ValueError(f"not a pledge: {error}") from error
+        ids = {member.node_id for member in found}
+        if not cluster_id or bootstrapper not in ids or len(ids) != len(found):
+            raise ValueError("not a pledge: it names no cluster, or nobody twice")
+        return Pledge(str(cluster_id), NodeId(str(bootstrapper)), found)
 
 
 def by_ordinal(name: str) -> list[tuple[int, int, str]]:
     """Sort key in which ``kv-2`` comes before ``kv-10``."""
     parts = re.split(r"(\d+)", name)
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts if part]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts if part]
 
 
 class Formation:
@@ -86,6 +91,8 @@ class Formation:
         """A cluster was asked to let this node in: it promises itself to no other meanwhile."""
         self._saves = 0
         """Writes of the identity under way; ``pledge`` still shows the record before them."""
+        self._saved = 0
+        """Writes of the identity ever begun."""
         self.reason = "looking for peers"
         """What it waits for: one sentence for an operator."""
 
@@ -135,11 +142,12 @@ class Formation:
         replica = self._replica
         wanted = list(addresses or replica.book.seeds)[:ADDRESSES_MAX]
         if addresses:
-            replica.book.seeds = wanted
+            replica.book.seeds = list(wanted)
         pledge = self.pledge
         if pledge is not None:
             wanted += [m.address for m in pledge.members if m.address not in wanted]
         answers: list[Answered] = []
+        saved_before = self._saved
         missing = len(wanted)
         if not wanted:
             if error is None:
@@ -154,7 +162,7 @@ class Formation:
                 found = _parse_answer(*value)
                 if found is not None:
                     answers.append(found)
-            if missing == 0 and (self._saves or self.pledge != pledge):
+            if missing == 0 and (self._saves or self._saved != saved_before):
                 # The answers are older than what this node has promised since: ask again.
                 self._again()
             elif missing == 0:
@@ -250,7 +258,7 @@ class Formation:
     def _bootstrap(self, members: tuple[Member, ...]) -> None:
         """Collect everybody's pledge, beginning with the own one."""
         replica = self._replica
-        pledge = Pledge(_new_id(replica.rng), replica.raft.id, members)
+        pledge = Pledge(_cluster_id(replica.raft.id, members), replica.raft.id, members)
         self.reason = "collecting pledges"
         self._save("", pledge.encode(), lambda: self._ask_pledges(pledge))
 
@@ -353,6 +361,7 @@ class Formation:
 
     def _save(self, cluster_id: str, pledge: str, then: Callable[[], None]) -> None:
         self._saves += 1
+        self._saved += 1
 
         def saved(error: KvnodeError | None) -> None:
             self._saves -= 1
@@ -377,8 +386,11 @@ def _parse_answer(hello: Hello, payload: Any) -> Answered | None:
     return None
 
 
-def _new_id(rng: Any) -> str:
-    """A random uuid (version 4) from the generator that was handed in."""
-    bits = (rng.getrandbits(128) & ~(0xF << 76) & ~(0x3 << 62)) | (0x4 << 76) | (0x2 << 62)
-    text = f"{bits:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+def _cluster_id(bootstrapper: NodeId, members: tuple[Member, ...]) -> str:
+    """Derive the id of the cluster that this incarnation founds with these (RC-55).
+
+    Its every try has the same id, so that a request of an earlier try that arrives late binds nobody to
+    something that will never be.
+    """
+    ids = json.dumps([bootstrapper, sorted(member.node_id for member in members)])
+    return str(uuid.UUID(bytes=hashlib.sha256(ids.encode()).digest()[:16], version=4))

@@ -26,9 +26,10 @@ class PeerFinder:
         replica = self._replica
         if self._looking or now < self._next_look or not replica.cluster_id:
             return
-        if all(replica.transport.connected().get(node) for node in self._peers) and self._peers:
-            return
         if not replica.settings.has_discovery:
+            return
+        connected = replica.transport.connected()
+        if self._peers and all(connected.get(node) for node in self._peers):
             return
         self._looking = True
 

@@ -41,7 +41,8 @@ def recover(
     if complete is not None:
         meta, handle = complete
         if meta.last.index > Store(engine).applied_index:
-            engine = load_snapshot(engine, engines, snapshots, handle)
+            old, engine = engine, load_snapshot(engines, snapshots, handle)
+            old.close()
         if hard_state.term < meta.last.term:
             hard_state = HardState(meta.last.term, None)
             journal.save(hard_state, (), _queued)
@@ -55,15 +56,15 @@ def recover(
     return Recovery(hard_state, base, entries, store, complete is not None)
 
 
-def load_snapshot(
-    current: Engine, engines: EngineFactory, snapshots: SnapshotStore, handle: str
-) -> Engine:
-    """Load a received snapshot into the next generation of the engine and make it current."""
+def load_snapshot(engines: EngineFactory, snapshots: SnapshotStore, handle: str) -> Engine:
+    """Load a received snapshot into the next generation of the engine and make it current.
+
+    The caller closes the engine of the former generation, once nobody reads it any more.
+    """
     fresh = engines.create_next()
     load(fresh, snapshots.read(handle))
     fresh.flush()
     engines.switch_to_next()
-    current.close()
     return fresh
 
 

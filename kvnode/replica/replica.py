@@ -16,13 +16,11 @@ from kvnode.errors import (
     DiskFailed,
     KvnodeError,
     MustStop,
-    NoLeader,
     NotLeader,
     Removed,
 )
 from kvnode.ports import (
     Done,
-    Hello,
     IdentityStore,
     Journal,
     LogBase,
@@ -44,21 +42,21 @@ from kvnode.raft.types import (
     Membership,
     NodeId,
     Role,
-    SnapshotMeta,
     Term,
 )
 from kvnode.replica import pods
 from kvnode.replica.addresses import AddressBook
 from kvnode.replica.administration import Administration
 from kvnode.replica.codec import decode
+from kvnode.replica.comparison import Comparison
 from kvnode.replica.facade import Consistency, PodStatus, ReadView, Status
 from kvnode.replica.formation import Formation
 from kvnode.replica.forwarding import Forwarder
 from kvnode.replica.intake import Intake
+from kvnode.replica.listener import Listener
 from kvnode.replica.peers import PeerFinder
 from kvnode.replica.recovery import recover
 from kvnode.replica.requests import Desk, ReadRequest
-from kvnode.replica.service import Service
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.replica.snapshots import SnapshotReceiver, SnapshotSender
 from kvnode.replica.status import Contact, describe
@@ -126,12 +124,12 @@ class Replica:
         self.peers = PeerFinder(self)
         self.steward = Steward(self)
         self.upkeep = Upkeep(self)
+        self.comparison = Comparison(self)
         self.sender = SnapshotSender(self)
         self.receiver = SnapshotReceiver(self)
         self.receiver.loading = recovery.pending_snapshot
         self.forwarder = Forwarder(settings, self.desk, transport, self.wake)
         self.contact = Contact(scheduler)
-        self._service = Service(self)
 
         self.state = "starting"
         self.reason = ""
@@ -145,7 +143,7 @@ class Replica:
         self._spread_due = False
         self._ticks = 0
         self._known: tuple[Role, Term, NodeId | None] = (Role.FOLLOWER, Term(0), None)
-        transport.handler = self
+        transport.handler = Listener(self)
         transport.is_removed = self._is_removed
 
     def _make_raft(
@@ -305,9 +303,11 @@ class Replica:
             self.admin.sweep(now)
             self.peers.look(now)
             self._learn_catch_up()
+            if self.cluster_id:
+                self._guarded(self.steward.run, now)
         if self._ticks % (4 * SWEEP_TICKS) == 0 and self.cluster_id:
             self._guarded(self.upkeep.run, now)
-            self._guarded(self.steward.run, now)
+            self._guarded(self.comparison.run, now)
         self.wake()
 
     def _guarded(self, job: Callable[[float], None], now: float) -> None:
@@ -497,23 +497,6 @@ class Replica:
         if (self.desk.writes or self.desk.reads) and self.is_leader and not raft.is_transferring:
             self.wake()  # what stayed behind goes out as soon as there is somebody to take it
 
-    # -- called by the transport ----------------------------------------------------------------------
-
-    def on_messages(self, sender: Hello, messages: Sequence[Message]) -> None:
-        """Raft messages from a peer of our cluster."""
-        if self.stopped or not self.cluster_id:
-            return
-        try:
-            for message in messages:
-                if not isinstance(message, InstallSnapshot):
-                    self.raft.step(message)
-        except MustStop as error:
-            self.fail(error)
-            return
-        if sender.node_id == self.raft.leader_id:
-            self.contact.heard()
-        self.wake()
-
     def step_snapshot(self, message: InstallSnapshot) -> None:
         """A whole snapshot is durable here: the core decides at once."""
         try:
@@ -528,43 +511,8 @@ class Replica:
         self.raft.report_snapshot(node, reached)
         self.wake()
 
-    def on_request(
-        self,
-        sender: Hello,
-        method: str,
-        payload: Any,
-        reply: Callable[[Any], None],
-        fail: Callable[[KvnodeError], None],
-    ) -> None:
-        """A peer asks something."""
-        if self.stopped:
-            fail(NoLeader("this node is stopping"))
-        else:
-            self._service.handle(sender, method, payload, reply, fail)
-
-    def on_peer_hello(self, sender: Hello) -> None:
-        """A peer introduced itself."""
-        if self.stopped:
-            return
-        news = self.book.learn(sender)
-        if sender.cluster_id:
-            self.contact.greeted(sender)
-        self.formation.greeted(sender)
-        if news:
-            self.peers.refresh()
-        self.wake()
-
-    def on_unreachable(self, node_id: NodeId) -> None:
-        """The connection to a member broke."""
-        self.raft.report_unreachable(node_id)
-        self.wake()
-
-    def accepts_cluster(self, sender: Hello) -> bool:
-        """Raft messages are taken only once the cluster id is durable here; see ``formation``."""
-        return False
-
-    def on_removed(self) -> None:
-        """A member of our cluster says that this incarnation was removed (RC-47)."""
+    def removed(self) -> None:
+        """The cluster removed this incarnation: store that, then stop for good (RC-47)."""
         if self.stopped or self.state == "removed":
             return
         served = bool(self.catch_up_index)
@@ -581,21 +529,3 @@ class Replica:
             self.fail(Removed(text, served=served))
 
         self.identity.set_aside(marked)
-
-    def on_snapshot_begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:
-        """A peer wants to stream a snapshot."""
-        return (
-            not self.stopped and bool(self.cluster_id) and self.receiver.begin(sender, term, meta)
-        )
-
-    def on_snapshot_chunk(
-        self, sender: Hello, chunk: bytes, done: Callable[[KvnodeError | None], None]
-    ) -> None:
-        """One chunk of it."""
-        self.receiver.chunk(chunk, done)
-
-    def on_snapshot_end(
-        self, sender: Hello, ok: bool, done: Callable[[KvnodeError | None], None]
-    ) -> None:
-        """Its end."""
-        self.receiver.end(ok, done)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvnode.errors import KvnodeError, NotLeader, RemoteProtocolError
 from kvnode.ports import Hello
-from kvnode.raft.types import Member, NodeId
+from kvnode.raft.types import Index, Member, NodeId
 from kvnode.replica import pods
 from kvnode.replica.forwarding import serve_writes
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Reply = Callable[[Any], None]
 Fail = Callable[[KvnodeError], None]
 
-MEMBERS_ONLY = frozenset({"write", "read_index", "remove", "transfer", "join_hop"})
+MEMBERS_ONLY = frozenset({"write", "read_index", "remove", "transfer", "join_hop", "diverged"})
 """Methods that only a node of the same cluster may ask for."""
 
 
@@ -38,6 +38,7 @@ class Service:
             "transfer": self._transfer,
             "pod": self._pod,
             "digest": self._digest,
+            "diverged": self._diverged,
         }
 
     def handle(self, sender: Hello, method: str, payload: Any, reply: Reply, fail: Fail) -> None:
@@ -68,16 +69,27 @@ class Service:
         index = payload if type(payload) is int else -1
         reply(self._replica.store.digest_at(index) or "")
 
-    def _join(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+    def _join(self, sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         """A node wants in. Whoever it asks passes it on to the leader, one hop."""
         replica = self._replica
         member = _parse_member(payload)
-        if member is None:
+        if member is None or (member.node_id, member.name) != (sender.node_id, sender.name):
             fail(RemoteProtocolError("a join request has the wrong form"))
+        elif not replica.cluster_id:
+            fail(NotLeader(None))
+        elif self._is_member(member.node_id):
+            # It may be the very vote that the cluster needs for a leader.
+            reply(replica.raft.id)
         elif replica.is_leader:
             replica.steward.join(member, _answer(reply, fail))
         else:
             replica.admin.ask_leader("join_hop", list(member), _answer(reply, fail))
+
+    def _is_member(self, node_id: NodeId) -> bool:
+        """Whether a node certainly is a member: by what is committed, or by the founding entry."""
+        log = self._replica.raft.log
+        settled = max(log.commit_index, Index(min(1, log.last_index)))
+        return log.membership_at(settled).member(node_id) is not None
 
     # -- members only -----------------------------------------------------------------------------------
 
@@ -93,6 +105,10 @@ class Service:
 
     def _read_index(self, _sender: Hello, _payload: Any, reply: Reply, fail: Fail) -> None:
         self._replica.intake.take_read(_answer(reply, fail), hopped=True)
+
+    def _diverged(self, sender: Hello, payload: Any, reply: Reply, _fail: Fail) -> None:
+        if not self._replica.comparison.told(sender.node_id, payload):
+            reply(True)
 
     def _remove(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         self._replica.steward.remove(NodeId(str(payload)), _answer(reply, fail))

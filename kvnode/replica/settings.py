@@ -39,7 +39,8 @@ class ReplicaSettings:
     """The retained log is compacted when it outgrows either; half is kept for slow followers."""
     snapshot_hold_s: float = 60.0
     """How long a snapshot stream may hold compaction back (RC-39)."""
-    snapshot_timeout_s: float = 600.0
+    snapshot_pause_s: float = 1.0
+    """Before a follower whose stream failed gets another one."""
 
     discovery_interval_s: float = 1.0
     """Pause between rounds of looking for peers, while somebody is missing."""
@@ -51,5 +52,7 @@ class ReplicaSettings:
     grave_age_s: float = 900.0
     grave_interval_s: float = 30.0
     """Tombstones are reaped after this age, in steps of the interval (spec §2.3)."""
+    compare_interval_s: float = 5.0
+    """How often the leader compares its members' data (RC-74)."""
     stop_wait_s: float = 3.0
     """How long a stopping leader waits for its successor."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvnode.errors import InvariantBroken, KvnodeError, MustStop, PeerUnreachable
+from kvnode.errors import DiskFull, InvariantBroken, KvnodeError, MustStop, PeerUnreachable
 from kvnode.ports import Done, Hello, SnapshotWriter
 from kvnode.raft.messages import InstallSnapshot
 from kvnode.raft.types import Index, NodeId, SnapshotMeta, Term
@@ -31,6 +31,8 @@ class SnapshotSender:
         self.busy_with: NodeId | None = None
         self._held_index = Index(0)
         self._held_since = 0.0
+        self._not_before: dict[NodeId, float] = {}
+        """When a follower that refused a stream, or broke it off, may get the next one."""
 
     def hold_index(self, now: float) -> Index | None:
         """The log must keep everything after this index for the stream under way (RC-39)."""
@@ -43,8 +45,14 @@ class SnapshotSender:
         """The core wants a follower to get a snapshot: stream the store as it is now."""
         replica = self._replica
         node = message.to
-        if self.busy_with is not None:
-            # One at a time; the next sign of life from the follower brings it up again.
+        now = replica.scheduler.time()
+        # One at a time; the next sign of life from the follower brings it up again. And a leader whose
+        # own store is just being replaced has none to send: its log begins after what it holds.
+        if (
+            self.busy_with is not None
+            or replica.receiver.loading
+            or now < self._not_before.get(node, now)
+        ):
             replica.report_snapshot(node, None)
             return
         raft = replica.raft
@@ -55,16 +63,28 @@ class SnapshotSender:
             message.meta.last._replace(index=applied, term=term), raft.log.membership_at(applied)
         )
         self.busy_with, self._held_index = node, applied
-        self._held_since = replica.scheduler.time()
+        self._held_since = now
         dump = replica.store.dump()
         replica.trace("snapshot_sending", {"term": raft.term, "index": applied, "to": node})
 
         def next_chunk(done: Done[bytes]) -> None:
+            if replica.stopped or not replica.is_leader or raft.term != message.term:
+                # Nobody needs it from us any more, and it keeps the next leader's stream out.
+                lost = PeerUnreachable("this node does not lead any more", took_effect="no")
+                replica.scheduler.call_soon(done, None, lost)
+                return
             replica.worker.submit(lambda: next(dump, b""), done)
 
         def ended(error: KvnodeError | None) -> None:
             replica.worker.submit(dump.close, lambda _value, _error: None)
             self.busy_with = None
+            now = replica.scheduler.time()
+            self._not_before = {n: at for n, at in self._not_before.items() if at > now}
+            if error is not None:
+                self._not_before[node] = now + replica.settings.snapshot_pause_s
+                if isinstance(error, MustStop):
+                    replica.fail(error)  # our own store could not be read
+                    return
             fields = {"term": raft.term, "index": applied, "to": node, "error": str(error or "")}
             replica.trace("snapshot_sent" if error is None else "snapshot_send_failed", fields)
             replica.report_snapshot(node, applied if error is None else None)
@@ -78,7 +98,7 @@ class SnapshotReceiver:
     def __init__(self, replica: Replica) -> None:
         """Idle."""
         self._replica = replica
-        self._writer: SnapshotWriter | None = None
+        self._writer: _LazyWriter | None = None
         self._sender: Hello | None = None
         self._term = Term(0)
         self._meta: SnapshotMeta | None = None
@@ -87,12 +107,16 @@ class SnapshotReceiver:
         """The store is being replaced; nothing may be applied (RC-38)."""
 
     def begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:
-        """Take a stream, if it could be of use and none is under way."""
+        """Take a stream, if it could be of use and none is under way, or only an older leader's."""
         replica = self._replica
-        if self.loading or self._writer is not None or term < replica.raft.term:
+        if self.loading or term < replica.raft.term:
             return False
-        if meta.last.index <= replica.raft.log.commit_index:
+        if replica.write_refusal or meta.last.index <= replica.raft.log.commit_index:
             return False
+        if self._writer is not None:
+            if term <= self._term:
+                return False
+            self._submit(self._writer.abort, lambda _error: None)
         self._sender, self._term, self._meta = sender, Term(term), meta
         self._writer = _LazyWriter(lambda: replica.snapshots.begin(meta))
         replica.trace(
@@ -100,43 +124,63 @@ class SnapshotReceiver:
         )
         return True
 
-    def chunk(self, chunk: bytes, done: Answer) -> None:
-        """Store one chunk."""
-        writer = self._writer
+    def chunk(self, sender: Hello, chunk: bytes, done: Answer) -> None:
+        """Store one chunk. An error ends the stream."""
+        writer = self._of(sender)
         if writer is None:
-            done(PeerUnreachable("no snapshot is being received"))
-            return
-        self._submit(lambda: writer.write(chunk), done)
+            done(PeerUnreachable("no snapshot of this sender is being received"))
+        elif self._replica.raft.term > self._term:
+            done(PeerUnreachable("the snapshot's leader was replaced"))
+        else:
+            self._submit(lambda: writer.write(chunk), done)
 
-    def end(self, ok: bool, done: Answer) -> None:
+    def end(self, sender: Hello, ok: bool, done: Answer) -> None:
         """The stream is complete, or broke off."""
-        writer, self._writer = self._writer, None
+        writer = self._of(sender)
         if writer is None:
-            done(PeerUnreachable("no snapshot is being received"))
-        elif ok:
+            done(PeerUnreachable("no snapshot of this sender is being received"))
+            return
+        self._writer = None
+        if ok:
             self.loading = True
-            self._submit(writer.commit, lambda error: self._complete(error, done))
+            self._submit(writer.commit, lambda error: self._committed(writer, error, done))
         else:
             self._submit(writer.abort, done)
 
+    def _of(self, sender: Hello) -> _LazyWriter | None:
+        """The writer, unless it is another sender's by now."""
+        known = self._sender
+        return self._writer if known is not None and known.node_id == sender.node_id else None
+
     def _submit(self, job: Callable[[], None], done: Answer) -> None:
         def finished(_value: None, error: KvnodeError | None) -> None:
-            if isinstance(error, MustStop):
+            # A snapshot that does not fit harms nothing else: it is dropped, the node goes on (RC-70).
+            if isinstance(error, MustStop) and not isinstance(error, DiskFull):
                 self._replica.fail(error)
-            done(error)
+            if not self._replica.stopped:
+                done(error)
 
         self._replica.worker.submit(job, finished)
 
-    def _complete(self, error: KvnodeError | None, done: Answer) -> None:
+    def _committed(self, writer: _LazyWriter, error: KvnodeError | None, done: Answer) -> None:
+        if error is None:
+            self._complete(done)
+            return
+        # Whatever is there of it goes; only then may the next one come.
+        self._submit(writer.abort, lambda _error: None)
+        self._discard()
+        done(error)
+
+    def _complete(self, done: Answer) -> None:
         """All of it is durable: let the core decide."""
         replica, sender, meta = self._replica, self._sender, self._meta
-        if error is not None or sender is None or meta is None:
-            self.loading = False
-            done(error or InvariantBroken("a snapshot without a sender"))
-            return
+        assert sender is not None, "begun"
+        assert meta is not None, "begun"
         self._accepted = done
         message = InstallSnapshot(sender.node_id, replica.raft.id, self._term, meta)
         replica.step_snapshot(message)
+        if replica.stopped:
+            return
         if self._accepted is not None:
             # The core had it already, or the term has passed: nothing to load.
             self._accepted = None
@@ -149,13 +193,12 @@ class SnapshotReceiver:
         done, self._accepted = self._accepted, None
         if done is not None:
             done(None)
-        old = replica.store.engine
 
         def job() -> Engine:
             complete = replica.snapshots.complete()
             if complete is None:
                 raise InvariantBroken("the received snapshot is gone")
-            return load_snapshot(old, replica.engines, replica.snapshots, complete[1])
+            return load_snapshot(replica.engines, replica.snapshots, complete[1])
 
         replica.worker.submit(job, lambda engine, error: self._loaded(meta, engine, error))
 
@@ -164,7 +207,9 @@ class SnapshotReceiver:
         if error is not None or engine is None:
             replica.fail(_as_stop(error))
             return
-        replica.store.replace(engine)
+        # Stale reads go on meanwhile, so the old engine is closed only after nobody can reach it.
+        old = replica.store.replace(engine)
+        replica.worker.submit(old.close, self._closed)
         if replica.store.applied_index != meta.last.index:
             replica.fail(
                 InvariantBroken(
@@ -178,9 +223,18 @@ class SnapshotReceiver:
 
     def discard_loaded(self) -> None:
         """The store has a snapshot's state: drop its file once the log's reset is durable too."""
-        self._replica.journal.save(
-            None, (), lambda failed: self._discard() if failed is None else None
-        )
+
+        def settled(error: KvnodeError | None) -> None:
+            if error is not None:
+                self._replica.fail_disk(error)
+            else:
+                self._discard()
+
+        self._replica.journal.save(None, (), settled)
+
+    def _closed(self, _value: None, error: KvnodeError | None) -> None:
+        if isinstance(error, MustStop):
+            self._replica.fail(error)
 
     def _discard(self) -> None:
         def finished(_value: None, error: KvnodeError | None) -> None:

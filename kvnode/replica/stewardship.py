@@ -28,43 +28,51 @@ class Steward:
         """Nothing under way."""
         self._replica = replica
         self._caught_up_since: dict[NodeId, float] = {}
+        self._refusals: dict[NodeId, str] = {}
 
-    # -- every tick of upkeep ---------------------------------------------------------------------
+    # -- several times a second -------------------------------------------------------------------
 
     def run(self, now: float) -> None:
-        """One round: promote what has caught up, then drop what was replaced."""
+        """One round: drop what was replaced, then promote what has caught up; one change at a time."""
         raft = self._replica.raft
         if raft.role is not Role.LEADER or not raft.has_term_commit:
             self._caught_up_since.clear()
             return
+        self._watch_learners(now)
         if raft.log.membership_index > raft.log.commit_index or raft.is_transferring:
             return
-        change = self._next_change(now)
-        if change is not None:
-            what, node_id, membership = change
-            self._replica.trace(what, {"term": raft.term, "member": node_id})
-            self._try(membership)
+        for what, node_id, membership in self._changes(now):
+            if self._propose(what, node_id, membership):
+                return
 
-    def _next_change(self, now: float) -> tuple[str, NodeId, Membership] | None:
-        membership = self._replica.raft.membership
-        for member in membership.members:
-            if member.node_id in membership.learners and self._is_ready(member.node_id, now):
-                return "learner_promoted", member.node_id, membership.with_voter(member.node_id)
-        for member in membership.members:
-            if member.node_id in membership.voters and self._is_replaced(member):
-                return "replaced_member_removed", member.node_id, membership.without(member.node_id)
-        return None
+    def _watch_learners(self, now: float) -> None:
+        """Since when each learner has kept up without a break (RC-44, thesis §4.2.1)."""
+        raft = self._replica.raft
+        since = {node: self._caught_up_since.get(node, now) for node in raft.membership.learners}
+        self._caught_up_since = {node: at for node, at in since.items() if self._keeps_up(node)}
 
-    def _is_ready(self, learner: NodeId, now: float) -> bool:
-        """Whether a learner has kept up for long enough (RC-44, thesis §4.2.1)."""
+    def _keeps_up(self, learner: NodeId) -> bool:
         raft, settings = self._replica.raft, self._replica.settings
         lag = raft.log.last_index - raft.match_index(learner)
         near = lag <= settings.promote_lag_entries and raft.progress_state(learner) == "replicate"
-        if not near or learner not in raft.reachable():
-            self._caught_up_since.pop(learner, None)
-            return False
-        since = self._caught_up_since.setdefault(learner, now)
-        return now - since >= settings.promote_stable_s
+        return near and learner in raft.reachable()
+
+    def _changes(self, now: float) -> list[tuple[str, NodeId, Membership]]:
+        """What could be done, best first: a guard may refuse the first and allow the next.
+
+        A dead voter that was replaced goes before anybody new counts: it is what a quorum misses.
+        """
+        membership = self._replica.raft.membership
+        changes = [
+            ("replaced_member_removed", member.node_id, membership.without(member.node_id))
+            for member in membership.members
+            if member.node_id in membership.voters and self._is_replaced(member)
+        ]
+        stable_s = self._replica.settings.promote_stable_s
+        for node, since in sorted(self._caught_up_since.items()):
+            if now - since >= stable_s:
+                changes.append(("learner_promoted", node, membership.with_voter(node)))
+        return changes
 
     def _is_replaced(self, member: Member) -> bool:
         """Whether a newer incarnation of the same name votes in this silent one's place (RC-49)."""
@@ -78,12 +86,24 @@ class Steward:
             for other in raft.membership.members
         )
 
-    def _try(self, membership: Membership) -> None:
+    def _propose(self, what: str, node_id: NodeId, membership: Membership) -> bool:
+        replica = self._replica
         try:
-            self._replica.raft.propose_membership(membership)
+            position = replica.raft.propose_membership(membership)
         except (MembershipRefused, NotLeader) as error:
-            self._replica.trace("membership_refused", {"reason": str(error)})
-        self._replica.wake()
+            self._note_refusal(what, node_id, str(error))
+            return False
+        self._refusals.clear()
+        replica.trace(what, {"term": position.term, "index": position.index, "member": node_id})
+        replica.wake()
+        return True
+
+    def _note_refusal(self, what: str, node_id: NodeId, reason: str) -> None:
+        """Say once why a change must wait; it is tried again several times a second."""
+        if self._refusals.get(node_id) != reason:
+            self._refusals[node_id] = reason
+            fields = {"wanted": what, "member": node_id, "reason": reason}
+            self._replica.trace("membership_refused", fields)
 
     # -- asked by others ----------------------------------------------------------------------------
 
@@ -100,15 +120,15 @@ class Steward:
         if raft.membership.member(member.node_id) is not None:
             done(raft.id, None)
             return
-        namesake = membership.by_name(member.name)
-        if namesake is not None and namesake.node_id in raft.reachable():
+        namesakes = [m.node_id for m in membership.members if m.name == member.name]
+        if raft.reachable().intersection(namesakes):
             text = f"a live member is already called {member.name}: two nodes cannot share a name"
             done(None, MembershipRefused(text))
             return
         wanted = membership
-        for other in membership.members:
-            if other.name == member.name and other.node_id in membership.learners:
-                wanted = wanted.without(other.node_id)
+        for node in namesakes:
+            if node in membership.learners:
+                wanted = wanted.without(node)
         self._change(wanted.with_learner(member), "learner_added", member.node_id, done)
 
     def remove(self, node_id: NodeId, done: Answer) -> None:
@@ -129,7 +149,9 @@ class Steward:
             done(None, error)
             return
         replica.trace(what, {"term": position.term, "index": position.index, "member": node_id})
-        replica.admin.when_committed(
-            position, JOIN_TIMEOUT_S, lambda error: done(replica.raft.id, error)
-        )
+
+        def committed(error: KvnodeError | None) -> None:
+            done(replica.raft.id if error is None else None, error)
+
+        replica.admin.when_committed(position, JOIN_TIMEOUT_S, committed)
         replica.wake()

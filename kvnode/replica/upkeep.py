@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 REAP_AT_MOST = 1000
 """Tombstones reaped by one entry, so that applying it stays short."""
 
+HOLD_FACTOR = 4
+"""A stream to a follower holds compaction back only while the log is below so many times its bounds:
+what is retained is in memory (RC-39, RC-67)."""
+
 
 class Upkeep:
     """Looks after one node's log and store; called about once a second."""
@@ -47,7 +51,11 @@ class Upkeep:
         applied = Index(replica.store.applied_index)
         target = min(applied, Index(log.base.index + max(1, count // 2)))
         hold = replica.sender.hold_index(now)
-        if hold is not None:
+        crowded = (
+            count > HOLD_FACTOR * settings.log_entries_max
+            or log.bytes > HOLD_FACTOR * settings.log_bytes_max
+        )
+        if hold is not None and not crowded:
             target = min(target, hold)
         if target <= log.base.index:
             return
