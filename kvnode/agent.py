@@ -362,6 +362,8 @@ def _replica_settings(config: Config) -> ReplicaSettings:
         leader_wait_s=config.leader_wait_s,
         request_timeout_s=config.request_timeout_s,
         uncommitted_bytes_max=config.uncommitted_bytes_max,
+        # What a client may store through the leader it may store through any other node.
+        command_bytes_max=max(4 << 20, config.value_bytes_max + config.key_bytes_max + 1024),
         log_entries_max=config.log_entries_max,
         log_bytes_max=min(config.log_bytes_max, _volume_bytes(config.data_dir) // 4),
         discovery_interval_s=config.discovery_interval_s,
