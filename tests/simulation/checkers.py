@@ -9,7 +9,7 @@ it (``observe``). Everything is incremental: the work per event does not grow wi
 - Leader Completeness: a new leader holds every committed entry.
 - State Machine Safety: a committed entry never changes; applied digests are equal at equal indexes.
 - Commit rule: when an entry is committed first, a majority of the voters holds it durably; a
-  learner's copy or an unsynced one does not count.
+  learner's copy or an unsynced one does not count. A leader counts entries of its own term only.
 - Persisted before said: no message leaves that the sender's disk does not bear out (RC-1 … RC-3).
 - Term, commit and applied index never fall; memberships differ by one voter from one to the next.
 """
@@ -137,11 +137,10 @@ class Invariants:
                 raise Violation(f"{node}: entry {entry.id} was saved after a gap")
             before = disk.term_at(entry.index - 1)
             assert before is not None
-            if position < len(disk.terms) and disk.terms[position] != entry.term:
-                if entry.index <= self.frontier and (
-                    disk.terms[position] == self.committed[entry.index].term
-                ):
-                    raise Violation(f"{node}: committed entry {entry.index} was overwritten")
+            replaced = disk.term_at(entry.index)
+            committed = self.committed[entry.index].term if entry.index <= self.frontier else None
+            if replaced is not None and entry.term != replaced == committed:
+                raise Violation(f"{node}: committed entry {entry.index} was overwritten")
             del disk.terms[position:]
             disk.terms.append(entry.term)
             known = self.entries.setdefault((entry.index, entry.term), (shape_of(entry), before))
@@ -302,6 +301,10 @@ class Invariants:
                 self._new_membership(Membership.decode(entry.data))
         if news:
             self._durable_on_majority(node, raw)
+            if raw.role is Role.LEADER and entries[-1].term != raw.term:
+                raise Violation(
+                    f"{node} leads {raw.term} and committed {entries[-1].id} by counting"
+                )
 
     def _new_membership(self, new: Membership) -> None:
         old = self.membership
@@ -312,8 +315,7 @@ class Invariants:
     def _durable_on_majority(self, node: NodeId, raw: RawNode) -> None:
         index = raw.log.commit_index
         term = raw.log.term_at(index)
-        candidates = {raw.log.membership_at(i) for i in (index, raw.log.last_index)}  # type: ignore[arg-type]
-        for membership in candidates:
+        for membership in (raw.log.membership_at(index), raw.log.membership):
             held = [
                 voter
                 for voter in membership.voters

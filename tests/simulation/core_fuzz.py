@@ -8,8 +8,9 @@ highest index committed anywhere when they were asked.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from kvnode.errors import MembershipRefused, NotLeader, Overloaded
 from kvnode.raft.core import RaftConfig
@@ -46,6 +47,8 @@ class _Node:
     store_applied: int = 0
     """What the store holds durably: at most what was applied."""
     up: bool = True
+    slow_ticks: int = 0
+    """So many of its next ticks do not come: its clock is slow, or its process was paused."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,12 @@ class Mix:
     member: float
     transfer: float
     cut: float
+    depose: float
     drop: float
     double: float
+
+
+_ACTIONS = tuple(field.name for field in fields(Mix) if field.name not in {"drop", "double"})
 
 
 class CoreFuzz:
@@ -94,6 +101,7 @@ class CoreFuzz:
             member=rng.choice((0.0, 0.0, 0.3, 1.0)),
             transfer=rng.choice((0.0, 0.0, 0.2, 1.0)),
             cut=rng.choice((0.0, 0.0, 0.1, 0.5)),
+            depose=rng.choice((0.0, 0.5, 1.0)),
             drop=rng.choice((0.0, 0.0, 0.01, 0.1)),
             double=rng.choice((0.0, 0.05, 0.2)),
         )
@@ -225,12 +233,7 @@ class CoreFuzz:
     def step(self) -> None:
         """One random thing."""
         mix, rng = self.mix, self.rng
-        what = rng.choices(
-            ("deliver", "tick", "disk", "propose", "read", "crash", "restart", "compact")
-            + ("member", "transfer", "cut"),
-            (mix.deliver, mix.tick, mix.disk, mix.propose, mix.read, mix.crash, mix.restart)
-            + (mix.compact, mix.member, mix.transfer, mix.cut),
-        )[0]
+        what = rng.choices(_ACTIONS, [getattr(mix, action) for action in _ACTIONS])[0]
         if what == "deliver" and not self.bag:
             what = "tick"
         if what == "deliver":
@@ -238,6 +241,9 @@ class CoreFuzz:
             return
         if what == "cut":
             self._cut()
+            return
+        if what == "depose":
+            self._depose()
             return
         node = self.nodes[rng.choice(sorted(self.nodes))]
         if what in {"propose", "read", "transfer"} and rng.random() < 0.8:
@@ -252,6 +258,8 @@ class CoreFuzz:
             return
         self._tell(f"{what} {node.id}")
         match what:
+            case "tick" if node.slow_ticks:
+                node.slow_ticks -= 1
             case "tick":
                 node.raw.tick()
             case "disk":
@@ -272,6 +280,8 @@ class CoreFuzz:
                 others = sorted(node.raw.membership.voters - {node.id})
                 if node.raw.role is Role.LEADER and others:
                     node.raw.transfer_leadership(rng.choice(others))
+            case _:
+                raise AssertionError(what)
         self._turn(node)
 
     def _tell(self, text: str) -> None:
@@ -302,16 +312,12 @@ class CoreFuzz:
 
     def _propose(self, node: _Node) -> None:
         self.proposals += 1
-        try:
+        with contextlib.suppress(NotLeader, Overloaded):
             node.raw.propose([b"%d" % self.proposals] * self.rng.choice((1, 1, 3)))
-        except (NotLeader, Overloaded):
-            pass
 
     def _read(self, node: _Node) -> None:
-        try:
+        with contextlib.suppress(NotLeader):
             node.raw.read_index(self.invariants.frontier)
-        except NotLeader:
-            pass
 
     def _crash(self, node: _Node) -> None:
         """Any prefix of the queued writes may be durable."""
@@ -351,6 +357,32 @@ class CoreFuzz:
             return
         self._tell(f"membership {change} by {leader.id}")
         self._turn(leader)
+
+    def _depose(self) -> None:
+        """Cut a leader off whose newest entries reached only some: the way to figures 7 and 8."""
+        rng = self.rng
+        leaders = [n for n in self.nodes.values() if n.up and n.raw.role is Role.LEADER]
+        if not leaders:
+            self.cuts.clear()
+            return
+        leader = rng.choice(sorted(leaders, key=lambda n: n.id))
+        with contextlib.suppress(NotLeader, Overloaded):
+            leader.raw.propose([b"lonely"] * rng.choice((1, 2)))
+        self._turn(leader)
+        reached = {i for i in self.nodes if rng.random() < 0.4}
+        self._tell(f"depose {leader.id}, which reaches {sorted(reached)}")
+        for message in [m for m in self.bag if m.sender == leader.id and m.to in reached]:
+            target = self.nodes[message.to]
+            if target.up and not isinstance(message, InstallSnapshot):
+                target.raw.step(message)
+                self._turn(target)
+        self.bag = [m for m in self.bag if m.sender != leader.id or isinstance(m, InstallSnapshot)]
+        self.cuts = {p for o in self.nodes for p in ((leader.id, o), (o, leader.id))}
+        leader.slow_ticks = rng.choice((0, 0, 10, 40))
+        if rng.random() < 0.4:
+            self._crash(leader)
+            self._wake(leader)
+            self._turn(leader)
 
     def _cut(self) -> None:
         rng = self.rng
@@ -392,7 +424,7 @@ class CoreFuzz:
     def heal(self, rounds: int) -> None:
         """No more faults: a leader appears, commits something new, and everybody follows."""
         self.cuts.clear()
-        self.mix = Mix(1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0.0, 0.0)
+        self.mix = Mix(1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0.0, 0.0)
         for node_id in sorted(self.nodes):
             node = self.nodes[node_id]
             if not node.up:

@@ -21,7 +21,7 @@ from kvnode.disk.files import SECTOR, File
 from kvnode.errors import DiskFailed, DiskFull
 
 
-class SimCrash(BaseException):  # noqa: N818  # not an error: the power went out
+class SimCrash(BaseException):  # not an error: the power went out
     """Raised inside a disk operation when the process dies there. Nothing may catch it."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -23,29 +24,15 @@ COUNT = int(os.environ.get("KVNODE_SIM_SEEDS", "200"))
 FIXED_BASE = 1_000
 
 
-def _fresh_base() -> int:
-    """Where this run's fresh seeds begin; the same in every worker process of the run."""
-    drawn = os.environ.get("KVNODE_SIM_BASE") or os.environ.setdefault(
-        "KVNODE_SIM_BASE", str(int.from_bytes(os.urandom(3), "big") * 1_000)
-    )
-    return int(drawn)
-
-
-def _batch(number: int) -> list[int]:
-    """The seeds of one batch."""
+def _batch(number: int, run: str) -> list[int]:
+    """The seeds of one batch; ``run`` is the same in every worker process of a test run."""
+    chosen = os.environ.get("KVNODE_SIM_BASE")
+    if chosen is not None:
+        return [int(chosen) + i for i in range(COUNT)][number::BATCHES]
+    fresh = zlib.crc32(run.encode()) * 1_000
     half = COUNT // 2
-    fixed = "KVNODE_SIM_BASE" not in os.environ
-    base = _fresh_base()
-    seeds = (
-        [FIXED_BASE + i for i in range(half)] if fixed else [base + half + i for i in range(half)]
-    )
-    seeds += [base + i for i in range(COUNT - half)]
+    seeds = [FIXED_BASE + i for i in range(half)] + [fresh + i for i in range(COUNT - half)]
     return seeds[number::BATCHES]
-
-
-def _hold(seeds: list[int]) -> None:
-    for seed in seeds:
-        run_seed(seed)
 
 
 @pytest.mark.parametrize("seed", [*sorted(REGRESSIONS)[:2], 1, 2])
@@ -64,9 +51,12 @@ def test_what_was_found_once_stays_fixed(seed: int) -> None:
 @pytest.mark.simulation
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", range(BATCHES))
-def test_clusters_keep_their_promises(number: int) -> None:
+def test_clusters_keep_their_promises(number: int, testrun_uid: str) -> None:
     """RC section 11: safety under faults, then liveness, then a linearizable history."""
-    _hold(_batch(number))
+    seeds = _batch(number, testrun_uid)
+    print(f"seeds {seeds}")
+    for seed in seeds:
+        run_seed(seed)
 
 
 def _trace_hash(seed: int, hash_seed: str) -> str:

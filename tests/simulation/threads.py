@@ -7,6 +7,7 @@ process dies in the middle, the group or job under way is run up to a drawn oper
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -114,10 +115,8 @@ class SimJournal:
         """The process is killed: the group under way got as far as it got."""
         if self._running and self._failure is None and self._rng.random() < 0.7:
             self._disk.crash_after = self._rng.randrange(OPERATIONS_OF_A_JOB)
-            try:
+            with contextlib.suppress(SimCrash, KvnodeError):
                 self._core.run([operation for operation, _ in self._running])
-            except (SimCrash, KvnodeError):
-                pass
         self._queue.clear()
         self._running.clear()
 
@@ -161,8 +160,6 @@ class SimWorker:
         """The process is killed: the job under way got as far as it got."""
         if self._jobs and self._rng.random() < 0.7:
             self._disk.crash_after = self._rng.randrange(OPERATIONS_OF_A_JOB)
-            try:
+            with contextlib.suppress(SimCrash, KvnodeError):
                 self._jobs[0][0]()
-            except (SimCrash, KvnodeError):
-                pass
         self._jobs.clear()
