@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.errors import Overloaded
-from kvnode.replica.watches import Watches
+from kvnode.replica.watches import RECENT_MAX, Watches
 
 
 class Calls:
@@ -15,11 +15,11 @@ class Calls:
         self.names: list[str] = []
 
     def __call__(self, name: str):
-        return lambda: self.names.append(name)
+        return lambda _index: self.names.append(name)
 
 
 def test_a_change_wakes_the_key_and_its_prefixes_and_nobody_else():
-    watches, calls = Watches(100), Calls()
+    watches, calls = Watches(100, 0), Calls()
     watches.watch(b"a/b", is_prefix=False, callback=calls("key"))
     watches.watch(b"a/", is_prefix=True, callback=calls("prefix"))
     watches.watch(b"", is_prefix=True, callback=calls("all"))
@@ -32,7 +32,7 @@ def test_a_change_wakes_the_key_and_its_prefixes_and_nobody_else():
 
 
 def test_a_watcher_is_called_once():
-    watches, calls = Watches(100), Calls()
+    watches, calls = Watches(100, 0), Calls()
     watches.watch(b"k", is_prefix=False, callback=calls("k"))
     for index in (1, 2):
         watches.changed(index, b"k", False)
@@ -43,7 +43,7 @@ def test_a_watcher_is_called_once():
 
 
 def test_a_deleted_tree_wakes_what_is_in_it_and_what_it_is_in():
-    watches, calls = Watches(100), Calls()
+    watches, calls = Watches(100, 0), Calls()
     watches.watch(b"a/b", is_prefix=False, callback=calls("inside"))
     watches.watch(b"a/x/", is_prefix=True, callback=calls("prefix inside"))
     watches.watch(b"a", is_prefix=True, callback=calls("around"))
@@ -54,7 +54,7 @@ def test_a_deleted_tree_wakes_what_is_in_it_and_what_it_is_in():
 
 
 def test_a_cancelled_watcher_is_not_called_even_when_it_was_concerned_already():
-    watches, calls = Watches(100), Calls()
+    watches, calls = Watches(100, 0), Calls()
     first = watches.watch(b"k", is_prefix=False, callback=calls("first"))
     watches.watch(b"k", is_prefix=False, callback=calls("second"))
     watches.changed(1, b"k", False)
@@ -66,10 +66,10 @@ def test_a_cancelled_watcher_is_not_called_even_when_it_was_concerned_already():
 
 
 def test_a_callback_may_watch_again():
-    watches, calls = Watches(100), Calls()
+    watches, calls = Watches(100, 0), Calls()
 
-    def again() -> None:
-        calls("again")()
+    def again(index: int) -> None:
+        calls("again")(index)
         watches.watch(b"k", is_prefix=False, callback=again)
 
     watches.watch(b"k", is_prefix=False, callback=again)
@@ -82,12 +82,12 @@ def test_a_callback_may_watch_again():
 
 def test_the_number_of_watchers_is_bounded():
     """RC-67."""
-    watches = Watches(1)
-    watcher = watches.watch(b"k", is_prefix=False, callback=lambda: None)
+    watches = Watches(1, 0)
+    watcher = watches.watch(b"k", is_prefix=False, callback=lambda _index: None)
     with pytest.raises(Overloaded):
-        watches.watch(b"k", is_prefix=True, callback=lambda: None)
+        watches.watch(b"k", is_prefix=True, callback=lambda _index: None)
     watches.cancel(watcher)
-    watches.watch(b"k", is_prefix=True, callback=lambda: None)
+    watches.watch(b"k", is_prefix=True, callback=lambda _index: None)
 
 
 NAMES = st.text("ab/", max_size=4).map(str.encode)
@@ -100,10 +100,10 @@ NAMES = st.text("ab/", max_size=4).map(str.encode)
 )
 def test_exactly_the_concerned_are_called(watched, cancelled, changes):
     """Against the definition, for any mix of keys, prefixes and deleted trees."""
-    watches, called = Watches(100), []
+    watches, called = Watches(100, 0), []
     made = [
         watches.watch(
-            key, is_prefix=is_prefix, callback=lambda number=number: called.append(number)
+            key, is_prefix=is_prefix, callback=lambda _index, number=number: called.append(number)
         )
         for number, (key, is_prefix) in enumerate(watched)
     ]
@@ -127,3 +127,29 @@ def test_exactly_the_concerned_are_called(watched, cancelled, changes):
     ]
     assert sorted(called) == expected
     assert watches.count == len([n for n in range(len(made)) if n not in cancelled]) - len(expected)
+
+
+def test_a_watcher_hears_the_index_of_the_newest_change():
+    watches, heard = Watches(100, 0), []
+    watches.watch(b"a", is_prefix=True, callback=heard.append)
+    watches.changed(7, b"a1", False)
+    watches.changed(8, b"a2", False)
+    watches.changed(9, b"b", False)
+    watches.wake()
+    assert heard == [8]
+
+
+def test_what_changed_since_is_known_for_the_newest_changes_only():
+    watches = Watches(100, 5)
+    assert watches.changed_since(4, b"a") is None
+    assert watches.changed_since(5, b"a") is False
+    watches.changed(6, b"a/b", False)
+    watches.changed(7, b"c/", True)
+    assert watches.changed_since(5, b"a/") is True
+    assert watches.changed_since(6, b"a/") is False
+    assert watches.changed_since(6, b"c/d") is True
+    assert watches.changed_since(6, b"") is True
+    for index in range(RECENT_MAX):
+        watches.changed(100 + index, b"x", False)
+    assert watches.changed_since(6, b"a/") is None
+    assert watches.changed_since(100, b"a/") is False
