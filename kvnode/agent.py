@@ -26,16 +26,24 @@ from typing import Any, NoReturn
 import structlog
 
 from kvnode import __version__
-from kvnode.addresses import Address, parse_address
+from kvnode.addresses import Address
 from kvnode.agent_metrics import DiskCollector, TransportCollector
+from kvnode.agent_settings import (
+    discovery,
+    http_address,
+    http_settings,
+    peer_address,
+    replica_settings,
+    resolver,
+    rocks_settings,
+    volume_bytes,
+)
 from kvnode.agent_space import SpaceWatch, reserve_bytes
 from kvnode.config import Config, Loaded, SettingError
-from kvnode.discovery import Discovery, DnsSettings
-from kvnode.discovery.names import NameResolver
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
 from kvnode.disk.journal import ThreadJournal
-from kvnode.disk.rocks_engine import RocksEngineFactory, RocksSettings
+from kvnode.disk.rocks_engine import RocksEngineFactory
 from kvnode.disk.snapshots import FileSnapshotStore
 from kvnode.disk.worker import ThreadWorker
 from kvnode.errors import (
@@ -49,20 +57,17 @@ from kvnode.errors import (
     MustStop,
     Removed,
 )
-from kvnode.http.context import HttpContext, HttpSettings
+from kvnode.http.context import HttpContext
 from kvnode.http.server import HttpServer
 from kvnode.logs import Logs
 from kvnode.ports import Hello
 from kvnode.replica.replica import Replica
-from kvnode.replica.settings import ReplicaSettings
 from kvnode.transport.handshake import PROTOCOL
-from kvnode.transport.resolve import Resolve, ThreadResolver
 from kvnode.transport.tcp import TcpTransport
 
 _LOG = structlog.get_logger("kvnode.agent")
 
 _SWITCH_INTERVAL_S = 0.0005
-_WILDCARDS = frozenset({"", "0.0.0.0", "::", "*"})
 _LEAVE_S = 5.0
 """How long ``agent/leave`` tries to be removed before it stops anyway."""
 
@@ -114,7 +119,7 @@ class Agent:
             BadRequest: ``--retry-join`` holds what is no address.
         """
         self._config = config
-        self._discovery = _discovery(config)
+        self._discovery = discovery(config)
         self._logs = logs
         self._read_again = read_again
         self._stop = asyncio.Event()
@@ -153,22 +158,22 @@ class Agent:
                 node_id=record.node_id,
                 name=record.name,
                 boot=record.boot,
-                address=str(_peer_address(config)),
-                http_address=_http_address(config, config.http_port),
+                address=str(peer_address(config)),
+                http_address=http_address(config, config.http_port),
                 expect=config.bootstrap_expect,
             )
             transport = TcpTransport(
-                hello, bind_host=config.bind, bind_port=config.peer_port, resolve=_resolver(config)
+                hello, bind_host=config.bind, bind_port=config.peer_port, resolve=resolver(config)
             )
             parts.push_async_callback(transport.close)
 
             parts.push_async_callback(self._discovery.close)
             replica = Replica(
-                settings=_replica_settings(config),
+                settings=replica_settings(config),
                 identity=data_dir.identity_store(worker),
                 recovered=recovered,
                 journal=journal,
-                engines=RocksEngineFactory(Path(data_dir.state_path), _rocks_settings(config)),
+                engines=RocksEngineFactory(Path(data_dir.state_path), rocks_settings(config)),
                 snapshots=FileSnapshotStore(OsFileSystem(), data_dir.snapshots_path),
                 worker=worker,
                 transport=transport,
@@ -184,7 +189,7 @@ class Agent:
 
             space = SpaceWatch(
                 free_bytes=data_dir.free_bytes,
-                reserve=reserve_bytes(_volume_bytes(config.data_dir)),
+                reserve=reserve_bytes(volume_bytes(config.data_dir)),
                 refuse=refuse,
                 scheduler=loop,
                 worker=worker,
@@ -199,7 +204,7 @@ class Agent:
             http = HttpServer(
                 HttpContext(
                     replica=replica,
-                    settings=_http_settings(config),
+                    settings=http_settings(config),
                     pod_addresses=self._pod_addresses,
                     reload=self._reload,
                     leave=self._leave,
@@ -224,7 +229,7 @@ class Agent:
         if config.http_port >= 0:
             with _naming("--http-port", config.client, config.http_port):
                 await http.start(config.client, config.http_port)
-            address = _http_address(config, http.port)
+            address = http_address(config, http.port)
             transport.hello = transport.hello._replace(http_address=address)
         with _naming("--peer-port", config.bind, config.peer_port):
             await transport.start()
@@ -331,100 +336,6 @@ class Agent:
         self._logs.close()
         # Not sys.exit: that would run the orderly stop, which writes.
         os._exit(code)
-
-
-# -- from settings to parts -------------------------------------------------------------------------
-
-
-def _discovery(config: Config) -> Discovery:
-    dns = None
-    if config.join_srv:
-        name = config.join_srv
-        if name.endswith(".svc"):
-            name = f"{name}.{config.domain.strip('.')}."
-        dns = DnsSettings(name=name, peer_port=config.peer_port, nameservers=config.dns_servers)
-    return Discovery(retry_join=config.retry_join, peer_port=config.peer_port, dns=dns)
-
-
-def _resolver(config: Config) -> Resolve:
-    """How names are looked up at each dial: by the system, after the DNS servers named, if any."""
-    system = ThreadResolver()
-    return NameResolver(config.dns_servers, system) if config.dns_servers else system
-
-
-def _replica_settings(config: Config) -> ReplicaSettings:
-    return ReplicaSettings(
-        tick_s=config.tick_ms / 1000,
-        election_ticks=config.election_timeout_ms // config.tick_ms,
-        heartbeat_ticks=config.heartbeat_ms // config.tick_ms,
-        expect=config.bootstrap_expect,
-        has_discovery=bool(config.retry_join or config.join_srv),
-        leader_wait_s=config.leader_wait_s,
-        request_timeout_s=config.request_timeout_s,
-        uncommitted_bytes_max=config.uncommitted_bytes_max,
-        # What a client may store through the leader it may store through any other node.
-        command_bytes_max=max(4 << 20, config.value_bytes_max + config.key_bytes_max + 1024),
-        log_entries_max=config.log_entries_max,
-        log_bytes_max=min(config.log_bytes_max, _volume_bytes(config.data_dir) // 4),
-        discovery_interval_s=config.discovery_interval_s,
-    )
-
-
-def _rocks_settings(config: Config) -> RocksSettings:
-    """Follow a small volume down: the engine's own log preallocates more than one write buffer."""
-    buffer = min(config.write_buffer_bytes, _volume_bytes(config.data_dir) // 8)
-    return RocksSettings(write_buffer_bytes=buffer, block_cache_bytes=config.block_cache_bytes)
-
-
-def _volume_bytes(path: str) -> int:
-    volume = os.statvfs(path)
-    return volume.f_frsize * volume.f_blocks
-
-
-def _http_settings(config: Config) -> HttpSettings:
-    return HttpSettings(
-        node_name=config.node_name,
-        datacenter=config.datacenter,
-        version=__version__,
-        bootstrap_expect=config.bootstrap_expect,
-        value_bytes_max=config.value_bytes_max,
-        key_bytes_max=config.key_bytes_max,
-        body_bytes_max=config.txn_bytes_max,
-        connections_max=config.http_connections_max,
-        close_grace_s=config.shutdown_s / 2,
-        ui=config.ui,
-    )
-
-
-def _peer_address(config: Config) -> Address:
-    """Where peers find this node.
-
-    Raises:
-        SettingError: ``--advertise`` is no address.
-    """
-    given = config.advertise or (config.bind if config.bind not in _WILDCARDS else _own_address())
-    try:
-        return parse_address(given, config.peer_port)
-    except ValueError as error:
-        raise SettingError(f"--advertise: {error}") from error
-
-
-def _http_address(config: Config, port: int) -> str:
-    """Where clients find this node, as far as it knows; empty without an HTTP server."""
-    if port < 0:
-        return ""
-    host = config.client if config.client not in _WILDCARDS else _peer_address(config).host
-    return str(Address(host, port))
-
-
-def _own_address() -> str:
-    """Return the address that this machine's packets leave from; nothing is sent to find out."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # reserved for documentation: routed like any other
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
 
 
 # -- the process ------------------------------------------------------------------------------------
