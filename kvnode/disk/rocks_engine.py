@@ -12,6 +12,11 @@ What ``rocksdict`` 0.3.29 does not do, found by the contract test and worked aro
 ``Snapshot`` see later writes, so our snapshot is an iterator, which does keep its moment;
 ``set_iterate_lower_bound`` sets the upper bound; ``Rdict.items`` takes an unreadable block for the end
 of the data. Measurements: ``kvnode/store/DESIGN.md``.
+
+What RocksDB does not notice: a manifest that lost its end. It takes that for an older state, opens the
+tables that this one names, and replays the newest write-ahead log on top, whatever was flushed in
+between. The result has the newest applied index and a hole in its middle. So each engine leaves
+*milestones* among its rows, see ``_Miles``.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from rocksdict import (
@@ -49,6 +55,17 @@ WRITE_BUFFER_BYTES: Final = 16 * 1024 * 1024
 BLOCK_CACHE_BYTES: Final = 32 * 1024 * 1024
 WRITE_BUFFER_BYTES_MIN: Final = 64 * 1024
 """RocksDB raises anything lower to this."""
+
+_OWN: Final = b"\xff" * 8
+"""Keys that begin like this are the engine's own. The store has no such table."""
+_MILE: Final = _OWN + b"m"
+_NEWEST_MILE: Final = _OWN + b"n"
+_NUMBER: Final = Struct(">Q")
+_MILES_KEPT: Final = 64
+"""Far more than the write buffers and their log can hold."""
+_MILES_PER_BUFFER: Final = 4
+_WRITE_OVERHEAD: Final = 64
+"""Bytes counted per write besides key and value; more than the buffer needs, so that miles are short."""
 
 _CURRENT: Final = "CURRENT"
 _CURRENT_NEW: Final = "CURRENT.new"
@@ -108,19 +125,35 @@ def _translate(error: Exception, what: str) -> MustStop:
         return DiskFull(f"{what}: {text}")
     if text.startswith(("Corruption", "Invalid argument", "NotFound", "Not implemented")):
         return CorruptLog(f"{what}: {text}")
+    if "No such file or directory" in text:  # one of the engine's own: it was there (RC-73)
+        return CorruptLog(f"{what}: {text}")
     if isinstance(error, (DbClosedError, RuntimeError, TypeError, KeyError)):
         return InvariantBroken(f"{what}: {text}")
     return DiskFailed(f"{what}: {text}")
 
 
-def _rows(iterator: Any, start: bytes, stop: bytes | None, *, reverse: bool) -> Rows:
+OnCorrupt = Callable[[CorruptLog], None]
+
+
+def _nobody(_error: CorruptLog) -> None:
+    """Whoever gets the exception looks after it."""
+
+
+def _rows(
+    iterator: Any,
+    start: bytes,
+    stop: bytes,
+    failed: Callable[[Exception, str], MustStop],
+    *,
+    reverse: bool,
+) -> Rows:
     """Walk a positioned iterator to the end of the range; drop it however the walk ends."""
     try:
         valid, key, value = iterator.valid, iterator.key, iterator.value
         step = iterator.prev if reverse else iterator.next
         while valid():
             raw: bytes = key()
-            if (raw < start) if reverse else (stop is not None and raw >= stop):
+            if (raw < start) if reverse else (raw >= stop):
                 return
             yield raw, value()
             step()
@@ -128,7 +161,7 @@ def _rows(iterator: Any, start: bytes, stop: bytes | None, *, reverse: bool) -> 
         # the data (RC-71). That is also why ``Rdict.items``, which does not look, is not used.
         iterator.status()
     except Exception as error:
-        raise _translate(error, "the state engine could not be scanned") from error
+        raise failed(error, "the state engine could not be scanned") from error
 
 
 def _seek(iterator: Any, start: bytes) -> None:
@@ -148,12 +181,20 @@ class RocksSnapshot:
     It is one RocksDB iterator, so one scan at a time: opening another moves the first one.
     """
 
-    __slots__ = ("_forget", "_iterator")
+    __slots__ = ("_failed", "_forget", "_iterator")
 
-    def __init__(self, iterator: Any, forget: Callable[[RocksSnapshot], None]) -> None:
-        """Wrap an iterator; ``forget`` is called once, when the snapshot is closed."""
+    def __init__(
+        self,
+        iterator: Any,
+        forget: Callable[[RocksSnapshot], None],
+        failed: Callable[[Exception, str], MustStop],
+    ) -> None:
+        """Wrap an iterator; ``forget`` is called once, when the snapshot is closed; ``failed``
+        translates an error.
+        """
         self._iterator = iterator
         self._forget = forget
+        self._failed = failed
 
     def scan(self, start: bytes, stop: bytes | None) -> Rows:
         """Yield ``[start, stop)``, see ``EngineSnapshot``."""
@@ -162,8 +203,10 @@ class RocksSnapshot:
         try:
             _seek(self._iterator, start)
         except Exception as error:
-            raise _translate(error, "the state engine could not be scanned") from error
-        return _rows(self._iterator, start, stop, reverse=False)
+            raise self._failed(error, "the state engine could not be scanned") from error
+        return _rows(
+            self._iterator, start, _OWN if stop is None else stop, self._failed, reverse=False
+        )
 
     def close(self) -> None:
         """Release the view."""
@@ -172,10 +215,57 @@ class RocksSnapshot:
             self._forget(self)
 
 
+class _Miles:
+    """Numbered rows among the others, by which a hole in the engine's past is seen at the next open.
+
+    What RocksDB loses without noticing is always whole write buffers: flushed into tables, their
+    write-ahead log removed, and then the manifest forgets the tables. So every buffer gets at least
+    one milestone of its own, and every batch says which milestone is the newest: when the batches
+    after a hole are there, the milestones in it are missing. Old ones are deleted.
+    """
+
+    __slots__ = ("_length", "_newest", "_rest")
+
+    def __init__(self, buffer_bytes: int, newest: int) -> None:
+        """``newest`` is the last milestone of an engine that was opened; 0 in a new one."""
+        self._length = buffer_bytes // _MILES_PER_BUFFER
+        self._newest = newest
+        self._rest = 0
+        """Bytes until the next one. 0 at first: opening flushes, so what follows is a new buffer."""
+
+    @staticmethod
+    def read(database: Any, path: Path) -> int:
+        """Check the milestones of an engine and return the newest.
+
+        Raises:
+            CorruptLog: There is a hole.
+        """
+        record = database.get(_NEWEST_MILE)
+        newest: int = _NUMBER.unpack(record)[0] if record is not None else 0
+        for number in range(max(1, newest - _MILES_KEPT + 1), newest + 1):
+            if database.get(_MILE + _NUMBER.pack(number)) is None:
+                raise CorruptLog(
+                    f"the state engine in {path} has a hole: milestone {number} of {newest} is "
+                    f"missing, and the batches around it. Its MANIFEST or a table lost synced data"
+                )
+        return newest
+
+    def mark(self, writes: Any, size: int) -> None:
+        """Add to a batch of ``size`` bytes what makes a hole before it visible."""
+        if self._rest <= 0:
+            self._newest += 1
+            writes[_MILE + _NUMBER.pack(self._newest)] = b""
+            if self._newest > _MILES_KEPT:
+                del writes[_MILE + _NUMBER.pack(self._newest - _MILES_KEPT)]
+            self._rest = self._length
+        self._rest -= size
+        writes[_NEWEST_MILE] = _NUMBER.pack(self._newest)
+
+
 class RocksEngine:
     """An ordered map in a directory, see ``Engine``."""
 
-    __slots__ = ("_closed", "_db", "_on_close", "_snapshots", "path")
+    __slots__ = ("_closed", "_db", "_miles", "_on_close", "_on_corrupt", "_snapshots", "path")
 
     def __init__(
         self,
@@ -184,62 +274,82 @@ class RocksEngine:
         *,
         create: bool,
         on_close: Callable[[], None] | None = None,
+        on_corrupt: OnCorrupt = _nobody,
     ) -> None:
         """Open a directory, or make it: with ``create`` it must not hold an engine yet, without it
-        must. ``on_close`` is called once, after the engine was closed.
+        must. ``on_close`` is called once, after the engine was closed. ``on_corrupt`` hears of each
+        damage that an open engine meets, in whatever thread, before the exception is raised.
 
         Raises:
-            CorruptLog: Nothing readable is there.
+            CorruptLog: Nothing readable is there, or some of what was written is missing.
             DirectoryInUse: Another engine has it open.
             DiskFailed: The operating system refused; ``DiskFull`` when there is no space.
         """
         self.path = path
         self._on_close = on_close
+        self._on_corrupt = on_corrupt
         self._closed = False
         self._snapshots: set[RocksSnapshot] = set()
         try:
             self._db: Any = Rdict(str(path), _options(settings, create=create))
+            newest = _Miles.read(self._db, path)
+        except CorruptLog:
+            self.close()
+            raise
         except Exception as error:
             raise _translate(error, f"the state engine in {path} could not be opened") from error
+        self._miles = _Miles(max(settings.write_buffer_bytes, WRITE_BUFFER_BYTES_MIN), newest)
+
+    def _failed(self, error: Exception, what: str) -> MustStop:
+        """Translate an error; damage is told to whoever must stop the node, whoever ran into it."""
+        stop = _translate(error, f"{what} (in {self.path})")
+        if isinstance(stop, CorruptLog):
+            self._on_corrupt(stop)
+        return stop
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value, or None."""
         try:
             value: bytes | None = self._db.get(key)
         except Exception as error:
-            raise _translate(error, "the state engine could not be read") from error
+            raise self._failed(error, "the state engine could not be read") from error
         return value
 
     def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
         """Yield ``[start, stop)``, see ``Engine``."""
-        if stop is not None and start >= stop:
+        if stop is None:
+            stop = _OWN
+        if start >= stop:
             return _empty()
         try:
             options = ReadOptions()
-            if stop is not None:
-                # Else the step behind the last row would walk over deleted rows to the next live one.
-                options.set_iterate_upper_bound(stop)
+            # Else the step behind the last row would walk over deleted rows to the next live one.
+            options.set_iterate_upper_bound(stop)
             iterator = self._db.iter(options)
             if reverse:
                 iterator.seek_to_last()
             else:
                 _seek(iterator, start)
         except Exception as error:
-            raise _translate(error, "the state engine could not be scanned") from error
-        return _rows(iterator, start, stop, reverse=reverse)
+            raise self._failed(error, "the state engine could not be scanned") from error
+        return _rows(iterator, start, stop, self._failed, reverse=reverse)
 
     def write(self, batch: Sequence[Write]) -> None:
         """Apply a batch; not synced."""
         try:
             writes = WriteBatch(raw_mode=True)
+            size = 0
             for key, value in batch:
                 if value is None:
                     del writes[key]
                 else:
                     writes[key] = value
+                    size += len(value)
+                size += len(key) + _WRITE_OVERHEAD
+            self._miles.mark(writes, size)
             self._db.write(writes)
         except Exception as error:
-            raise _translate(error, "the state engine could not be written") from error
+            raise self._failed(error, "the state engine could not be written") from error
 
     def flush(self) -> None:
         """Sync RocksDB's write-ahead log, and with it everything written so far.
@@ -252,16 +362,16 @@ class RocksEngine:
             self._db.flush_wal(True)
             failed = self._db.property_int_value("rocksdb.background-errors")
         except Exception as error:
-            raise _translate(error, "the state engine could not be synced") from error
+            raise self._failed(error, "the state engine could not be synced") from error
         if failed:
             raise DiskFailed(f"the state engine counts {failed} failed background writes")
 
     def snapshot(self) -> RocksSnapshot:
         """Open a consistent view of this moment."""
         try:
-            snapshot = RocksSnapshot(self._db.iter(), self._snapshots.discard)
+            snapshot = RocksSnapshot(self._db.iter(), self._snapshots.discard, self._failed)
         except Exception as error:
-            raise _translate(error, "the state engine could not be read") from error
+            raise self._failed(error, "the state engine could not be read") from error
         self._snapshots.add(snapshot)
         return snapshot
 
@@ -312,9 +422,17 @@ class RocksEngineFactory:
     it does not name is a left-over and is removed. Every method may be slow.
     """
 
-    def __init__(self, directory: Path, settings: RocksSettings | None = None) -> None:
-        """Use ``directory``, which is made when it is missing; its parent must exist."""
+    def __init__(
+        self,
+        directory: Path,
+        settings: RocksSettings | None = None,
+        on_corrupt: OnCorrupt = _nobody,
+    ) -> None:
+        """Use ``directory``, which is made when it is missing; its parent must exist. For
+        ``on_corrupt`` see ``RocksEngine``.
+        """
         self._directory = directory
+        self._on_corrupt = on_corrupt
         self._settings = settings or RocksSettings()
         self._current = 0
         self._next = 0
@@ -370,7 +488,13 @@ class RocksEngineFactory:
             if generation != self._current:
                 shutil.rmtree(self._path(generation), ignore_errors=True)
 
-        return RocksEngine(self._path(generation), self._settings, create=create, on_close=closed)
+        return RocksEngine(
+            self._path(generation),
+            self._settings,
+            create=create,
+            on_close=closed,
+            on_corrupt=self._on_corrupt,
+        )
 
     def _create_first(self) -> RocksEngine:
         if not self._directory.exists():

@@ -30,7 +30,9 @@ class EngineSnapshot(Protocol):
 
 
 class Engine(Protocol):
-    """An ordered map of bytes. Keys are not empty. Owned by one thread except where stated."""
+    """An ordered map of bytes. Keys are not empty, and do not begin with eight bytes of 0xff, where an
+    engine may keep records of its own. Owned by one thread except where stated.
+    """
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value, or None. Sees every batch written before."""
