@@ -85,7 +85,7 @@ class MemoryTransport:
         self._told: dict[NodeId, Hello] = {}
         self._waiting: dict[int, Done[Any]] = {}
         self._last_id = 0
-        self._streaming: set[NodeId] = set()
+        self._streaming: dict[NodeId, Callable[[KvnodeError | None], None]] = {}
         self._up = False
 
     def start(self) -> None:
@@ -101,6 +101,8 @@ class MemoryTransport:
             del self.network.by_address[self._hello.address]
         for request_id in list(self._waiting):
             self._end(request_id, None, PeerUnreachable("stopping", took_effect="unknown"))
+        for finish in list(self._streaming.values()):
+            self.network.later(finish, PeerUnreachable("stopping"))
         for other in list(self.network.by_address.values()):
             other.lost(self._hello.node_id)
 
@@ -171,12 +173,14 @@ class MemoryTransport:
             error = PeerUnreachable(f"not connected to {to}, or busy", took_effect="no")
             self.network.scheduler.call_soon(done, error)
             return
-        self._streaming.add(to)
 
         def finish(error: KvnodeError | None) -> None:
-            self._streaming.discard(to)
-            done(error)
+            # The stream's own end may come after it was given up: it is over once.
+            if self._streaming.get(to) is finish:
+                del self._streaming[to]
+                done(error)
 
+        self._streaming[to] = finish
         stream = _MemoryStream(self, target, next_chunk, finish)
         self.network.later(stream.begin, term, encode_meta(meta))
 
@@ -242,6 +246,9 @@ class MemoryTransport:
     def lost(self, node_id: NodeId) -> None:
         """The connection with a node is gone."""
         self._told.pop(node_id, None)
+        finish = self._streaming.get(node_id)
+        if finish is not None:
+            self.network.later(finish, PeerUnreachable("snapshot broken off"))
         if self._up and node_id in self._peers and self.handler is not None:
             self.network.scheduler.call_soon(self.handler.on_unreachable, node_id)
 
