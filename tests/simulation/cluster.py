@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from kvnode.errors import KvnodeError, PeerUnreachable, Removed
+from kvnode.errors import CorruptLog, KvnodeError, PeerUnreachable, Removed
 from kvnode.ports import Done
 from kvnode.raft.types import Membership, NodeId, Role
 from kvnode.replica.facade import Consistency, ReadView
@@ -72,6 +72,8 @@ FAULTS = (
     "clog",
     "storm",
     "disk_error",
+    "full_disk",
+    "bit_flip",
     "slow_disk",
     "transfer",
     "stop",
@@ -273,8 +275,11 @@ class Simulation:
         if node.is_up or node.retired:
             return
         if not node.start():
-            again = self.world.after
-            again(self.rng.uniform(0.05, 0.5), self._start, node)
+            if isinstance(node.fatal, CorruptLog):
+                # The operator empties the volume: a new incarnation joins (RC-49).
+                self.note("corrupt")
+                node.blank()
+            self.world.after(self.rng.uniform(0.05, 0.5), self._start, node)
 
     def _exited(self, node: SimNode) -> None:
         """A process ended by itself. A removed one stays down, or comes back on its stale volume."""
@@ -414,10 +419,34 @@ class Simulation:
             faults.write_error = 1.0
         self.world.after(self.rng.uniform(0.1, 1.0), self._repair_disk, node)
 
+    def _fault_full_disk(self) -> None:
+        """No space left for a while. Serving on is fine, and so is stopping; losing data is not."""
+        up = self._up()
+        if up:
+            node = self.rng.choice(up)
+            node.expects_fatal = True
+            node.disk.faults.capacity = node.disk.used_bytes() + self.rng.choice((0, 1000, 70_000))
+            self.world.after(self.rng.uniform(0.1, 2.0), self._repair_disk, node)
+
+    def _fault_bit_flip(self) -> None:
+        """One bit decays while the process is down: it is repaired, unread or noticed (RC-71)."""
+        membership = self._membership()
+        if membership is None or len(membership.voters) < 3:
+            return
+        node = self.rng.choice([n for n in self._up() if n.node_id in membership.voters])
+        node.kill(True)
+        files = {path: data for path, data in node.disk.files().items() if data}
+        path = self.rng.choice(sorted(files))
+        place = self.rng.randrange(8 * len(files[path].rstrip(b"\0")) or 8)
+        self.trace(f"bit {place} of {path} of {node.name} flips")
+        node.disk.flip(path, place)
+        node.decayed = True
+        self._restart_later(node)
+
     def _repair_disk(self, node: SimNode) -> None:
         if not self._faults_on:
             return  # healed with everything else
-        node.disk.faults.sync_error = node.disk.faults.write_error = 0.0
+        node.repair()
         node.kill(self.rng.random() < 0.5)
         node.expects_fatal = False
         self._restart_later(node)
@@ -642,9 +671,7 @@ class Simulation:
         for node in self.nodes:
             if node.clock is not None and node.clock.paused:
                 node.clock.resume()
-            faults = node.disk.faults
-            if faults.sync_error or faults.write_error or node.fatal is not None:
-                faults.sync_error = faults.write_error = 0.0
+            if node.repair() or node.fatal is not None:
                 node.kill(False)
             node.expects_fatal = False
             if node in dead:

@@ -25,11 +25,13 @@ from kvnode.store.memory import MemoryEngine, MemoryEngineFactory
 from kvnode.transport.handshake import PROTOCOL
 from tests.simulation.checkers import Invariants, Violation
 from tests.simulation.clock import NodeClock, World, derive
-from tests.simulation.disk import SimCrash, SimDisk
+from tests.simulation.disk import Faults, SimCrash, SimDisk
 from tests.simulation.network import Network, SimTransport
 from tests.simulation.threads import SimJournal, SimWorker
 
 DATA = "/data"
+CAPACITY = 4 << 20
+"""Bytes of a volume: so small that log segments are of the smallest size."""
 
 
 class _Engine(MemoryEngine):
@@ -103,7 +105,6 @@ class SimNode:
         self.name = f"kv-{ordinal}"
         self.rng = derive(around.seed, f"machine/{self.name}")
         self.disk = SimDisk(derive(around.seed, f"disk/{self.name}"))
-        self.disk.faults.capacity = 4 << 20
         self.engines = SimEngines(self.disk)
         self._engines_of: NodeId | None = None
         self.life = 0
@@ -124,6 +125,8 @@ class SimNode:
         """Why the present or last life stopped by itself."""
         self.expects_fatal = False
         """A fault was injected for which a node must stop."""
+        self.decayed = False
+        """A bit flipped since the last start that read everything."""
         self.retired = False
         """Removed by an operator, and not to be started again."""
         self.applied = 0
@@ -132,8 +135,16 @@ class SimNode:
 
     # -- the volume ---------------------------------------------------------------------------
 
+    def repair(self) -> bool:
+        """End the disk's faults; whether it had any."""
+        sound = Faults(capacity=CAPACITY)
+        had, self.disk.faults = self.disk.faults != sound, sound
+        return had
+
     def blank(self) -> None:
         """A new, empty volume."""
+        self.repair()
+        self.decayed = False
         self.disk.wipe()
         self.disk.mkdir(DATA)
         self.disk.sync_dir("/")
@@ -179,6 +190,7 @@ class SimNode:
             self.on_fatal(error)
             return False
         self.disk.crash_after = None
+        self.decayed = False
         return True
 
     def _open(self, clock: NodeClock) -> None:
@@ -273,7 +285,7 @@ class SimNode:
         expected = (
             isinstance(error, Removed)
             or (isinstance(error, DiskFailed) and self.expects_fatal)
-            or (isinstance(error, CorruptLog) and self.expects_fatal)
+            or (isinstance(error, CorruptLog) and self.decayed)
         )
         if isinstance(error, InvariantBroken) or not expected:
             raise Violation(f"{self.name} stopped: {type(error).__name__}: {error}") from error
