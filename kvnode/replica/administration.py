@@ -81,10 +81,11 @@ class Administration:
             replica.scheduler.call_soon(done, None, error)
             return
         raft.transfer_leadership(target)
-        self._await_successor(raft.term, done)
+        deadline = replica.scheduler.time() + replica.settings.leader_wait_s
+        self._await_successor(raft.term, deadline, done)
         replica.wake()
 
-    def _await_successor(self, term: Term, done: Done[Any]) -> None:
+    def _await_successor(self, term: Term, deadline: float, done: Done[Any]) -> None:
         replica = self._replica
         raft = replica.raft
         if raft.term > term and raft.leader_id is not None:
@@ -93,8 +94,12 @@ class Administration:
             replica.is_leader and raft.term == term and not raft.is_transferring
         ):
             done(None, Timeout("leadership was not taken over in time", took_effect="no"))
+        elif replica.scheduler.time() >= deadline:
+            # Cut off: perhaps somebody took over, and it cannot be heard here.
+            done(None, Timeout("no successor was heard in time", took_effect="unknown"))
         else:
-            replica.scheduler.call_later(replica.settings.tick_s, self._await_successor, term, done)
+            pause = replica.settings.tick_s
+            replica.scheduler.call_later(pause, self._await_successor, term, deadline, done)
 
     def when_committed(
         self, position: LogId, timeout_s: float, done: Callable[[KvnodeError | None], None]
