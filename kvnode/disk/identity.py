@@ -28,6 +28,17 @@ DATA_NAMES = ("raft", "state", "snapshots")
 """What belongs to an incarnation, besides its identity."""
 
 
+_FIELDS = {
+    "node_id": str,
+    "name": str,
+    "cluster_id": str,
+    "pledge": str,
+    "boot": int,
+    "log_made": bool,
+    "set_aside": bool,
+}
+
+
 class Identity(NamedTuple):
     """Content of the identity file."""
 
@@ -115,15 +126,19 @@ def _read(fs: FileSystem, path: str) -> Identity:
         value = json.loads(read_whole(fs, path, IDENTITY_BYTES_MAX))
         content = value["identity"]
         checksum = value["crc32"]
-    except (ValueError, TypeError, KeyError) as error:
+        if checksum != _checksum(content):
+            raise CorruptLog(damaged)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptLog(damaged) from error
-    if checksum != _checksum(content):
+    if not isinstance(content, dict):
         raise CorruptLog(damaged)
     if content.get("format") != FORMAT:
         raise ForeignDirectory(
             f"{path}: data format {content.get('format')}; this version of kvnode reads {FORMAT}. "
             f"Start the version that wrote it"
         )
+    if any(type(content.get(name)) is not kind for name, kind in _FIELDS.items()):
+        raise CorruptLog(damaged)
     record = IdentityRecord(
         node_id=NodeId(content["node_id"]),
         name=content["name"],

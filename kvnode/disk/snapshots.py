@@ -187,7 +187,7 @@ class _Reader:
         data = self._checked(size, checksum, at)
         try:
             return _decode_meta(data)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptLog(
                 f"{self._path}: not a snapshot of format {_FORMAT}: {error}"
             ) from error
@@ -224,5 +224,8 @@ def _decode_meta(data: bytes) -> SnapshotMeta:
     value = json.loads(data)
     if value["format"] != _FORMAT:
         raise ValueError(f"format {value['format']}")
-    last = LogId(Index(value["index"]), Term(value["term"]))
-    return SnapshotMeta(last, Membership.decode(value["membership"].encode()))
+    index, term, membership = value["index"], value["term"], value["membership"]
+    if type(index) is not int or type(term) is not int or not isinstance(membership, str):
+        raise TypeError("a field has the wrong type")
+    last = LogId(Index(index), Term(term))
+    return SnapshotMeta(last, Membership.decode(membership.encode()))

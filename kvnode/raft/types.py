@@ -153,7 +153,8 @@ class Membership(NamedTuple):
         """Inverse of ``encode``.
 
         Raises:
-            ValueError: The bytes are no membership. (``KeyError`` and ``TypeError`` are mapped.)
+            ValueError: The bytes are no membership. (``KeyError``, ``TypeError`` and the
+                ``RecursionError`` of a deep nesting are mapped.)
         """
         try:
             value = json.loads(data)
@@ -165,7 +166,7 @@ class Membership(NamedTuple):
                 ),
                 removed=tuple(NodeId(str(v)) for v in value["removed"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not a membership: {error}") from error
 
 

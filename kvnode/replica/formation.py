@@ -67,9 +67,10 @@ class Pledge(NamedTuple):
         except (TypeError, RecursionError) as error:
             raise ValueError(f"not a pledge: {error}") from error
         ids = {member.node_id for member in found}
-        if not cluster_id or bootstrapper not in ids or len(ids) != len(found):
+        texts = isinstance(cluster_id, str) and isinstance(bootstrapper, str)
+        if not texts or not cluster_id or bootstrapper not in ids or len(ids) != len(found):
             raise ValueError("not a pledge: it names no cluster, or nobody twice")
-        return Pledge(str(cluster_id), NodeId(str(bootstrapper)), found)
+        return Pledge(cluster_id, NodeId(bootstrapper), found)
 
 
 def by_ordinal(name: str) -> list[tuple[int, int, str]]:
