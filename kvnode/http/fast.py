@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvnode.errors import Overloaded
+    from kvnode.http.blocking import Parked
     from kvnode.http.context import HttpSettings
     from kvnode.http.gate import Gate
     from kvnode.http.metrics import Recorder
@@ -74,7 +75,7 @@ class FullShell(Protocol):
 class Exchange:
     """One request in progress on a connection, and the slot of its answer."""
 
-    __slots__ = ("connection", "label", "method", "response", "size", "started")
+    __slots__ = ("connection", "label", "method", "parked", "response", "size", "started")
 
     def __init__(
         self, connection: Connection, method: str, label: str, size: int, now: float
@@ -86,6 +87,16 @@ class Exchange:
         self.size = size
         self.started = now
         self.response: Response | None = None
+        self.parked: Parked | None = None
+        """The handle of a blocking query."""
+
+    def give_up(self) -> None:
+        """The client hung up: a blocking query stops, anything else goes on without it."""
+        if self.parked is not None and self.response is None:
+            hub = self.connection.hub
+            hub.backend.blocking.cancel(self.parked)
+            hub.gate.leave()
+            hub.gate.body_bytes -= self.size
 
     def respond(self, response: Response) -> None:
         """Take the answer; also called when the client is long gone."""
@@ -260,6 +271,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection. Proposals in progress go on; their answers fall on the floor."""
         self._lost = True
+        for exchange in self._pending:
+            exchange.give_up()
         self._pending.clear()
         self.hub.connections.discard(self)
         self.hub.gate.connections -= 1
@@ -284,6 +297,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Answer what was asked completely before the client closed its side."""
         self._eof = True
+        if self._pending and all(exchange.parked is not None for exchange in self._pending):
+            # Nobody closes its side and then waits for minutes: it hung up.
+            return False
         return bool(self._pending) and not self._leaving
 
     def pause_writing(self) -> None:
@@ -423,7 +439,7 @@ class Connection(asyncio.Protocol):
             if isinstance(operation, Response):
                 exchange.respond(operation)
             else:
-                kv.start(operation, hub.backend, exchange.respond)
+                exchange.parked = kv.start(operation, hub.backend, exchange.respond)
         except Exception as error:  # a bug must cost one request, not the connection
             if exchange.response is not None:
                 raise  # the answer itself could not be sent

@@ -16,6 +16,7 @@ class Gate:
         "bytes_max",
         "connections",
         "connections_max",
+        "parked",
         "rejected",
         "requests",
         "requests_max",
@@ -26,6 +27,8 @@ class Gate:
         self.connections = 0
         self.connections_max = connections_max
         self.requests = 0
+        self.parked = 0
+        """Blocking queries that wait for a change. They are bounded apart, by the watchers."""
         self.requests_max = requests_max
         self.body_bytes = 0
         """Bytes of bodies received for requests that are not answered yet."""
@@ -44,6 +47,16 @@ class Gate:
         assert self.requests >= 0, "left more often than entered"
         if self._idle is not None and not self.requests:
             self._idle.set()
+
+    def park(self) -> None:
+        """A request in progress begins to wait: it takes no place among the others meanwhile."""
+        self.leave()
+        self.parked += 1
+
+    def unpark(self) -> None:
+        """A parked request goes on."""
+        self.parked -= 1
+        self.enter()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no request is in progress; False when ``timeout_s`` passed first."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvnode.errors import KvnodeError
 from kvnode.http import errors
+from kvnode.http.blocking import Query
 from kvnode.http.entries import entry_json
 from kvnode.http.golang import encode_query, parse_uint
 from kvnode.http.lists import Wanted
@@ -34,6 +35,7 @@ from kvnode.replica.facade import Consistency
 from kvnode.store.commands import KvDelete, KvDeleteTree, KvSet
 
 if TYPE_CHECKING:
+    from kvnode.http.blocking import Blocking, Parked
     from kvnode.http.context import HttpSettings
     from kvnode.http.lists import Listed, Lists
     from kvnode.replica.facade import ReadView, ReplicaFacade
@@ -219,15 +221,55 @@ class Backend(NamedTuple):
 
     replica: ReplicaFacade
     lists: Lists
+    blocking: Blocking
 
 
-def start(operation: Operation, backend: Backend, respond: Respond) -> None:
-    """Run an operation; ``respond`` is called exactly once, in a later turn of the loop."""
-    if isinstance(operation, Read):
-        done = partial(_read_done, operation, backend, respond)
-        backend.replica.read(operation.options.consistency, done)
-    else:
+def start(operation: Operation, backend: Backend, respond: Respond) -> Parked | None:
+    """Run an operation; ``respond`` is called exactly once, in a later turn of the loop.
+
+    Returns:
+        The handle of a blocking query. When its client hangs up, give it to ``Blocking.cancel``;
+        ``respond`` is then not called any more.
+    """
+    if isinstance(operation, Write):
         backend.replica.write(operation.command, partial(_write_done, operation, respond))
+        return None
+    if operation.options.index and operation.v1:
+        return backend.blocking.start(_query(operation, backend, respond))
+    done = partial(_read_done, operation, backend, respond)
+    backend.replica.read(operation.options.consistency, done)
+    return None
+
+
+def _query(operation: Read, backend: Backend, respond: Respond) -> Query:
+    """Describe what a blocking read waits for (spec §2.4)."""
+    options = operation.options
+    at_once = operation._replace(options=options._replace(index=0))
+    return Query(
+        operation.key,
+        operation.shape in _LISTS,
+        options.index,
+        options.wait_s,
+        options.consistency,
+        partial(_has_news, operation, backend.replica),
+        partial(_read_done, at_once, backend, respond),
+    )
+
+
+def _has_news(operation: Read, replica: ReplicaFacade) -> bool:
+    """Whether the read's index (spec §2.2) is above the one that the client knows."""
+    index, store = operation.options.index, replica.store
+    if index >= store.kv_index():
+        return False
+    if operation.shape not in _LISTS:
+        pair = store.get(operation.key)
+        return (pair.modify_index if pair is not None else store.kv_index()) > index
+    if not operation.key:
+        return True
+    changed = replica.watches.changed_since(index, operation.key)
+    if changed is not None:
+        return changed
+    return (store.prefix_index(operation.key) or store.kv_index()) > index
 
 
 def _read_done(

@@ -106,6 +106,7 @@ class HttpCollector(Collector):
         for name, text, value in (
             ("connections", "Open connections.", self._gate.connections),
             ("requests_in_progress", "Requests in progress.", self._gate.requests),
+            ("blocking_queries", "Parked blocking queries.", self._gate.parked),
             ("request_bytes_in_progress", "Received body bytes.", self._gate.body_bytes),
         ):
             yield GaugeMetricFamily(f"kvnode_http_{name}", text, value=value)

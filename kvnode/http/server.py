@@ -7,6 +7,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 from kvnode.http.app import App
+from kvnode.http.blocking import Blocking
 from kvnode.http.fast import Hub
 from kvnode.http.gate import Gate
 from kvnode.http.kv import Backend
@@ -33,7 +34,8 @@ class HttpServer:
             requests_max=settings.requests_max,
             bytes_max=settings.pending_bytes_max,
         )
-        backend = Backend(context.replica, Lists(settings))
+        self._blocking = Blocking(context.replica, self.gate)
+        backend = Backend(context.replica, Lists(settings), self._blocking)
         self.registry = build_registry(context, self.recorder, self.gate)
         self.router = build_router(context, backend, self.registry)
         self._app = App(context, self.router, self.recorder, self.gate)
@@ -67,6 +69,7 @@ class HttpServer:
         self._app.closing = True
         self._server.close()
         self._hub.begin_close()
+        self._blocking.close()
         self._web_server.pre_shutdown()
         await self.gate.wait_idle(self._settings.close_grace_s)
         self._hub.close()

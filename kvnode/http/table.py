@@ -40,8 +40,12 @@ class KvRoute:
             if not future.done():  # the client may have hung up
                 future.set_result(response)
 
-        kv.start(parsed, self._backend, respond)
-        return await future
+        parked = kv.start(parsed, self._backend, respond)
+        try:
+            return await future
+        finally:
+            if parked is not None:
+                self._backend.blocking.cancel(parked)
 
 
 class MetricsRoute:

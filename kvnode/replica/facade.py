@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kvnode.ports import Done
 from kvnode.raft.types import Index, NodeId, Role, Term
+from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command, Result
 from kvnode.store.store import Store
 
@@ -114,6 +115,8 @@ class ReplicaFacade(Protocol):
     """What ``kvnode.http`` and ``kvnode.agent`` need; ``replica.replica.Replica`` is one."""
 
     store: Store
+    watches: Watches
+    """Who waits for which change. Register inside a read's ``done`` and no change is missed."""
 
     def write(self, command: Command, done: Done[Result]) -> None:
         """Replicate one command, from any node.

@@ -62,6 +62,7 @@ from kvnode.replica.snapshots import SnapshotReceiver, SnapshotSender
 from kvnode.replica.status import Contact, describe
 from kvnode.replica.stewardship import Steward
 from kvnode.replica.upkeep import Upkeep
+from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command, Result
 from kvnode.store.engine import EngineFactory
 
@@ -112,6 +113,8 @@ class Replica:
 
         recovery = recover(recovered, journal, engines, snapshots)
         self.store = recovery.store
+        self.watches = Watches(settings.watchers_max, self.store.applied_index)
+        self.store.on_change = self.watches.changed
         self.raft = self._make_raft(
             recovery.hard_state, recovery.base, recovery.entries, Index(self.store.applied_index)
         )
@@ -432,6 +435,7 @@ class Replica:
         if desk.has_proposed:
             for entry, result in zip(committed, results, strict=True):
                 desk.applied(entry.index, entry.term, result)
+        self.watches.wake()
         if membership_changed:
             self.peers.refresh()
         self.admin.sweep(self.scheduler.time())

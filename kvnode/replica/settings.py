@@ -28,6 +28,8 @@ class ReplicaSettings:
     waiting_requests_max: int = 20_000
     waiting_bytes_max: int = 64 << 20
     """Requests that wait for a leader or for this turn's batch (RC-67)."""
+    watchers_max: int = 50_000
+    """Parked blocking queries."""
     forward_batch_bytes_max: int = 2 << 20
     """Writes in one forwarded frame."""
     uncommitted_bytes_max: int = 64 << 20

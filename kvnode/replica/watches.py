@@ -9,10 +9,13 @@ are not touched.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 from kvnode.errors import Overloaded
+
+RECENT_MAX = 8192
+"""How many of the newest changes are remembered."""
 
 
 class Watcher:
@@ -20,7 +23,7 @@ class Watcher:
 
     __slots__ = ("callback", "is_prefix", "key")
 
-    def __init__(self, key: bytes, *, is_prefix: bool, callback: Callable[[], None]) -> None:
+    def __init__(self, key: bytes, *, is_prefix: bool, callback: Callable[[int], None]) -> None:
         """See ``Watches.watch``."""
         self.key = key
         self.is_prefix = is_prefix
@@ -30,18 +33,23 @@ class Watcher:
 class Watches:
     """All watchers of one node. Bounded (RC-67)."""
 
-    def __init__(self, count_max: int) -> None:
-        """Refuse the watcher after the ``count_max``-th."""
+    def __init__(self, count_max: int, known_from: int) -> None:
+        """Refuse the watcher after the ``count_max``-th; changes are told from ``known_from`` on."""
         self._count_max = count_max
+        self._recent: deque[tuple[int, bytes, bool]] = deque(maxlen=RECENT_MAX)
+        self._known_from = known_from
         self._keys: dict[bytes, dict[Watcher, None]] = {}
         self._prefixes: dict[bytes, dict[Watcher, None]] = {}
         self._lengths: Counter[int] = Counter()
         """How many distinct prefixes of each length are watched."""
-        self._hit: dict[Watcher, None] = {}
+        self._hit: dict[Watcher, int] = {}
+        """Who is concerned, and by the change of which index."""
         self.count = 0
 
-    def watch(self, key: bytes, *, is_prefix: bool, callback: Callable[[], None]) -> Watcher:
+    def watch(self, key: bytes, *, is_prefix: bool, callback: Callable[[int], None]) -> Watcher:
         """Call ``callback`` once, as soon as the key, or anything under the prefix, has changed.
+
+        It is given the index of the newest such change.
 
         Raises:
             Overloaded: There are too many watchers; nothing was registered.
@@ -76,34 +84,52 @@ class Watches:
         if not self._lengths[len(key)]:
             del self._lengths[len(key)]
 
+    def changed_since(self, index: int, prefix: bytes) -> bool | None:
+        """Whether anything under ``prefix`` has changed after ``index``; None: that is not known.
+
+        A parked list need not be read in full only to learn that it is still the same.
+        """
+        if index < self._known_from:
+            return None
+        for at, key, tree in reversed(self._recent):
+            if at <= index:
+                return False
+            if key.startswith(prefix) or (tree and prefix.startswith(key)):
+                return True
+        return False
+
     # -- the store's side -------------------------------------------------------------------------
 
-    def changed(self, _index: int, key: bytes, tree: bool) -> None:
+    def changed(self, index: int, key: bytes, tree: bool) -> None:
         """The store applied a change of ``key``, or deleted everything under it (``tree``).
 
         This is ``Store.on_change``: it only notes who is concerned.
         """
+        recent = self._recent
+        if len(recent) == RECENT_MAX:
+            self._known_from = recent[0][0]
+        recent.append((index, key, tree))
         if not self.count:
             return
         if tree:
-            self._note_tree(key)
+            self._note_tree(index, key)
             return
         group = self._keys.get(key)
         if group is not None:
-            self._hit.update(group)
+            self._hit.update(dict.fromkeys(group, index))
         for length in self._lengths:
             if length <= len(key):
                 group = self._prefixes.get(key[:length])
                 if group is not None:
-                    self._hit.update(group)
+                    self._hit.update(dict.fromkeys(group, index))
 
-    def _note_tree(self, prefix: bytes) -> None:
+    def _note_tree(self, index: int, prefix: bytes) -> None:
         for key, group in self._keys.items():
             if key.startswith(prefix):
-                self._hit.update(group)
+                self._hit.update(dict.fromkeys(group, index))
         for watched, group in self._prefixes.items():
             if watched.startswith(prefix) or prefix.startswith(watched):
-                self._hit.update(group)
+                self._hit.update(dict.fromkeys(group, index))
 
     def wake(self) -> None:
         """Call everybody who is concerned, in the order in which they were noted."""
@@ -111,8 +137,8 @@ class Watches:
             hit, self._hit = self._hit, {}
             for watcher in hit:
                 self._forget(watcher)
-            for watcher in hit:
-                watcher.callback()
+            for watcher, index in hit.items():
+                watcher.callback(index)
 
     def _forget(self, watcher: Watcher) -> None:
         table = self._prefixes if watcher.is_prefix else self._keys

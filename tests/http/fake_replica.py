@@ -9,6 +9,7 @@ from typing import Any
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Index, NodeId, Role, Term
 from kvnode.replica.facade import Consistency, MemberStatus, PodStatus, ReadView, Status
+from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.store import Store
@@ -22,6 +23,8 @@ class FakeReplica:
 
     def __init__(self) -> None:
         self.store = Store(MemoryEngine())
+        self.watches = Watches(100_000, 0)
+        self.store.on_change = self.watches.changed
         self.next_index = 10
         self.write_error: KvnodeError | None = None
         self.read_error: KvnodeError | None = None
@@ -87,7 +90,9 @@ class FakeReplica:
             done(None, self.write_error)
             return
         index, self.next_index = self.next_index, self.next_index + 1
-        done(self.store.apply_batch([(index, command)])[0], None)
+        result = self.store.apply_batch([(index, command)])[0]
+        self.watches.wake()
+        done(result, None)
 
     def read(self, consistency: Consistency, done: Any) -> None:
         self.reads.append(consistency)

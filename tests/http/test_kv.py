@@ -110,6 +110,6 @@ def test_a_failing_store_is_an_answer_and_no_exception() -> None:
         get = staticmethod(explode)
 
     replica.store = Broken()  # type: ignore[assignment]
-    backend = kv.Backend(replica, None)  # type: ignore[arg-type]
+    backend = kv.Backend(replica, None, None)  # type: ignore[arg-type]
     kv._read_done(operation, backend, answers.append, ReadView(True, 0), None)
     assert (answers[0].status, answers[0].body) == (500, b"internal error")
