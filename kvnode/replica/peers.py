@@ -29,7 +29,9 @@ class PeerFinder:
         if not replica.settings.has_discovery:
             return
         connected = replica.transport.connected()
-        if self._peers and all(connected.get(node) for node in self._peers):
+        membership = replica.raft.membership
+        needed = [n for n in self._peers if membership.member(n) is not None] or list(self._peers)
+        if needed and all(connected.get(node) for node in needed):
             return
         self._looking = True
 
@@ -52,9 +54,11 @@ class PeerFinder:
         if pledge is not None:
             wanted |= {member.node_id for member in pledge.members}
             membership = Membership(members=pledge.members)
-        elif replica.raft.id not in wanted:
-            # A learner that knows no membership yet answers whoever greets it from its cluster.
-            wanted |= {hello.node_id for hello in replica.contact.greeters(replica.cluster_id)}
+        else:
+            # Our membership may be old, or not there yet: a leader, or a candidate, that we do not know
+            # as a member needs our answers all the same (RC-20). Those who were removed do not.
+            greeters = {hello.node_id for hello in replica.contact.greeters(replica.cluster_id)}
+            wanted |= greeters - frozenset(membership.removed)
         wanted.discard(replica.raft.id)
         peers = {
             node: replica.book.candidates(node, membership, replica.transport.hello.address)
