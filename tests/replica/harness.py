@@ -38,6 +38,14 @@ from tests.simulation.clock import NodeClock, World
 CLUSTER = "the-cluster"
 
 
+class Died(BaseException):  # not an error: a process ended, and nobody may catch it
+    """A machine's process ended at the moment that the test had chosen."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine.name)
+        self.machine = machine
+
+
 class Held:
     """Completions in order; they arrive by themselves in a later turn, unless ``hold`` is set."""
 
@@ -116,6 +124,7 @@ class FakeJournal:
         def complete() -> None:
             if self.failure is None:
                 write()
+                self._machine.durable()
             done(self.failure)
 
         self.queue.later(complete)
@@ -162,7 +171,9 @@ class FakeIdentity:
         record = self._newest = self._newest._replace(cluster_id=cluster_id, pledge=pledge)
 
         def complete() -> None:
-            self.record = self._machine.record = record
+            self._machine.record = record
+            self._machine.durable()
+            self.record = record
             done(None)
 
         self.queue.later(complete)
@@ -230,6 +241,8 @@ class Machine:
         self.settings = cluster.settings
         self.seeds: list[str] | None = None
         self.incarnations = 0
+        self.dies_in = 0
+        """The process dies when so many more writes are durable, before it hears of the last."""
         self.wipe()
 
     def wipe(self) -> None:
@@ -253,6 +266,12 @@ class Machine:
         self.record = self.record._replace(cluster_id=CLUSTER)
         self.hard_state = HardState(Term(1), None)
         self.entries = [Entry(Index(1), Term(1), EntryKind.MEMBERSHIP, membership.encode())]
+
+    def durable(self) -> None:
+        """A write of the identity or of the journal has reached the disk."""
+        self.dies_in -= 1
+        if self.dies_in == 0:
+            raise Died(self)
 
     def member(self) -> Member:
         return Member(self.record.node_id, self.name, self.address)
