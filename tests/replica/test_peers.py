@@ -1,0 +1,87 @@
+"""Whom to stay connected with, and where to look for those who cannot be reached (RC-53, RC-56)."""
+
+from __future__ import annotations
+
+from kvnode.raft.types import NodeId
+from tests.replica.harness import Cluster, Machine
+
+
+def peers(machine: Machine) -> list[str]:
+    return sorted(machine.transport._peers)
+
+
+def asked(machine: Machine) -> list[int]:
+    """How often discovery is asked from now on."""
+    count = [0]
+    discover = machine.replica.discover
+
+    def spy(done: object) -> None:
+        count[0] += 1
+        discover(done)  # type: ignore[arg-type]
+
+    machine.replica.discover = spy
+    return count
+
+
+def test_members_stay_connected_and_a_removed_one_does_not() -> None:
+    cluster = Cluster(3).found()
+    leader = cluster.led_by(0)
+    assert peers(leader) == ["n1", "n2"]
+    done: list[object] = []
+    leader.replica.remove_member(NodeId("n2"), lambda *answer: done.append(answer))
+    cluster.until(lambda: done)
+    cluster.run(0.1)
+    assert peers(leader) == ["n1"]
+
+
+def test_discovery_rests_while_everybody_is_connected() -> None:
+    cluster = Cluster(3).found()
+    leader = cluster.led_by(0)
+    cluster.run(3.0)
+    count = asked(leader)
+    cluster.run(20.0)
+    assert count == [0]
+    cluster.machines[2].kill()
+    cluster.run(20.0)
+    assert 3 < count[0] < 25
+
+
+def test_a_member_at_a_new_address_is_found_by_discovery() -> None:
+    cluster = Cluster(3).found()
+    leader = cluster.led_by(0)
+    moved = cluster.machines[2]
+    moved.kill()
+    moved.address = "elsewhere:1"
+    moved.seeds = []
+    moved.start()
+    cluster.until(lambda: leader.transport.connected().get(NodeId("n2")))
+
+
+def test_a_node_without_discovery_asks_nobody() -> None:
+    cluster = Cluster(3, has_discovery=False).found()
+    leader = cluster.led_by(0)
+    count = asked(leader)
+    cluster.machines[2].kill()
+    cluster.run(10.0)
+    assert count == [0]
+
+
+def test_a_learner_answers_before_it_knows_its_membership() -> None:
+    """It has no log yet, and its answers must find the way back."""
+    cluster = Cluster(3).found()
+    cluster.led_by(0)
+    new = cluster.add("n3")
+    new.start()
+    cluster.until(lambda: new.replica.cluster_id)
+    cluster.until(lambda: new.replica.raft.log.last_index)
+    cluster.until(lambda: "n0" in peers(new))
+
+
+def test_who_is_pledged_stays_connected_with_the_others() -> None:
+    cluster = Cluster(3)
+    cluster.machines[2].dies_in = 10**9
+    for machine in cluster.machines:
+        machine.start()
+    cluster.machines[2].identity.queue.hold = True
+    cluster.until(lambda: cluster.machines[1].record.pledge)
+    assert peers(cluster.machines[1]) == ["n0", "n2"]
