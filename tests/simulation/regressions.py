@@ -5,6 +5,11 @@ The simulator changes, and with it what a seed does; the line tells the story th
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from tests.simulation.cluster import Simulation, draw
+
 REGRESSIONS: dict[int, str] = {
     11: "requests that came back at once were forwarded again in a hot loop",
     44: "a second machine that expects one node founded a cluster of its own",
@@ -12,3 +17,28 @@ REGRESSIONS: dict[int, str] = {
     2010: "an uncommitted removal was told to the removed node, which set its data aside for good",
     220: "two new machines founded a second cluster while the first one was down",
 }
+
+
+class Case(NamedTuple):
+    """A seed with a mix of its own."""
+
+    seed: int
+    faults: tuple[str, ...]
+    settings: dict[str, Any]
+    story: str
+
+
+CASES: tuple[Case, ...] = (
+    Case(
+        74,
+        ("wipe", "remove", "grow", "stop", "power", "transfer", "cut_isolate"),
+        {"size": 3, "machines": 5, "pace_s": 0.5, "log_entries_max": 10, "seconds": 15.0},
+        "a learner with an old membership could not answer a leader it did not know as a member",
+    ),
+)
+
+
+def run_case(case: Case) -> None:
+    """Run one seed with its own mix."""
+    swarm = replace(draw(case.seed), faults=dict.fromkeys(case.faults, 2.0), **case.settings)
+    Simulation(case.seed, swarm=swarm).run()

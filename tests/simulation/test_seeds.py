@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.cluster import run_seed
-from tests.simulation.regressions import REGRESSIONS
+from tests.simulation.regressions import CASES, REGRESSIONS, Case, run_case
 
 ROOT = Path(__file__).parents[2]
 BATCHES = 20
@@ -35,7 +35,7 @@ def _batch(number: int, run: str) -> list[int]:
     return seeds[number::BATCHES]
 
 
-@pytest.mark.parametrize("seed", [*sorted(REGRESSIONS)[:2], 1, 2])
+@pytest.mark.parametrize("seed", [11, 156, 1, 2])
 def test_a_cluster_keeps_its_promises(seed: int) -> None:
     """A taste for the quick run."""
     run_seed(seed)
@@ -46,6 +46,13 @@ def test_a_cluster_keeps_its_promises(seed: int) -> None:
 @pytest.mark.parametrize("seed", sorted(REGRESSIONS))
 def test_what_was_found_once_stays_fixed(seed: int) -> None:
     run_seed(seed)
+
+
+@pytest.mark.simulation
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.seed))
+def test_cases_with_a_mix_of_their_own_stay_fixed(case: Case) -> None:
+    run_case(case)
 
 
 @pytest.mark.simulation
