@@ -218,7 +218,7 @@ class Simulation:
         took = swarm.disk_latency_s * rng.uniform(0.5, 2.0)
         if self._faults_on and swarm.disk_stall and rng.random() < swarm.disk_stall:
             took *= 100
-        return took
+        return min(took, 2.0)
 
     def _discover(self, node: SimNode, done: Done[list[str]]) -> None:
         rng = node.rng
