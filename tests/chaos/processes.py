@@ -47,6 +47,8 @@ class Node:
     flags: list[str]
     host: str = "127.0.0.1"
     environment: dict[str, str] = field(default_factory=dict)
+    wrapper: list[str] = field(default_factory=list)
+    """What stands before the interpreter: a program that runs it elsewhere, or watches it."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,6 +68,7 @@ class Node:
         assert not self.is_running
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [
+            *self.wrapper,
             sys.executable, "-m", "kvnode", "agent",
             "--node-name", self.name,
             "--data-dir", str(self.data),
