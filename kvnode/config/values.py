@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import Any
 
 from kvnode.config.settings import Setting, Value
@@ -17,6 +18,8 @@ _SIZES = {
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_TEXT_CHARACTERS_MAX = 400
+"""Looking for units in a longer text could take seconds; no number needs so much."""
 _TRUE = frozenset({"1", "t", "true", "yes", "on"})
 _FALSE = frozenset({"0", "f", "false", "no", "off"})
 
@@ -87,12 +90,14 @@ def _number(setting: Setting, raw: Any, where: str) -> float:
     if isinstance(raw, bool):
         raise SettingError(f"{where}: expected a number, not {raw!r}")
     if isinstance(raw, int | float):
-        return raw
+        return _finite(raw)
     text = str(raw).strip()
     try:
-        return float(text) if "." in text or "e" in text.lower() else int(text)
+        return float(text) if "." in text or "e" in text.lower() else _finite(int(text))
     except ValueError:
         pass
+    if len(text) > _TEXT_CHARACTERS_MAX:
+        raise SettingError(f"{where}: {text[:40]!r}… is too long for a number")
     if setting.unit == "bytes" and (size := _SIZE.fullmatch(text)):
         factor = _SIZES.get(size[2].lower())
         if factor is not None:
@@ -106,6 +111,15 @@ def _number(setting: Setting, raw: Any, where: str) -> float:
         setting.unit, "a duration such as 1.5s"
     )
     raise SettingError(f"{where}: {raw!r} is not {expected}")
+
+
+def _finite(number: float) -> float:
+    """An integer beyond every float is infinite: it can be compared and printed then."""
+    try:
+        float(number)
+    except OverflowError:
+        return inf if number > 0 else -inf
+    return number
 
 
 def _bounded(setting: Setting, number: float, where: str) -> float:
