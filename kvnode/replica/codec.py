@@ -11,7 +11,18 @@ from typing import Any
 import msgpack
 
 from kvnode.errors import BadRequest, InvariantBroken, RemoteProtocolError
-from kvnode.store.commands import KINDS, NUMBERS, Command, Result, check_command
+from kvnode.store.commands import (
+    KINDS,
+    NUMBERS,
+    Command,
+    Problem,
+    Result,
+    Txn,
+    TxnOp,
+    TxnOutcome,
+    check_command,
+)
+from kvnode.store.records import KVPair
 
 _pack = msgpack.Packer(use_bin_type=True).pack
 
@@ -34,6 +45,9 @@ def decode(data: bytes) -> Command:
         raise InvariantBroken(
             f"the log holds a command of kind {number}, which this version does not know: upgrade this node"
         )
+    if kind is Txn:
+        ops, *fields = fields
+        return Txn(tuple([TxnOp(*op) for op in ops]), *fields)
     return kind(*fields)
 
 
@@ -57,6 +71,17 @@ def decode_foreign(data: Any, bytes_max: int) -> Command:
     raise RemoteProtocolError("a forwarded command is not in its one spelling")
 
 
+def encode_result(result: Result) -> tuple[Any, int, int]:
+    """Plain data for the way to another node.
+
+    What a transaction gave travels as bytes: it may hold more pairs than a frame may hold members.
+    """
+    value, index, modify_index = result
+    if isinstance(value, TxnOutcome):
+        return _pack(value), index, modify_index
+    return value, index, modify_index
+
+
 def decode_result(value: Any) -> Result:
     """A ``Result`` that came over the wire.
 
@@ -65,6 +90,31 @@ def decode_result(value: Any) -> Result:
     """
     if isinstance(value, (list, tuple)) and len(value) == 3:
         answer, index, modify_index = value
-        if isinstance(answer, int) and type(index) is int and type(modify_index) is int:
-            return Result(answer, index, modify_index)
+        if type(index) is int and type(modify_index) is int:
+            if answer is None or isinstance(answer, int):
+                return Result(answer, index, modify_index)
+            if type(answer) is bytes:
+                return Result(_decode_outcome(answer), index, modify_index)
     raise RemoteProtocolError("a forwarded answer is no result")
+
+
+def _decode_outcome(data: bytes) -> TxnOutcome:
+    try:
+        pairs, problems = msgpack.unpackb(data, use_list=False)
+        outcome = TxnOutcome(
+            tuple([KVPair(*pair) for pair in pairs]), tuple([Problem(*item) for item in problems])
+        )
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise RemoteProtocolError(f"a forwarded answer cannot be read: {error}") from error
+    if all(map(_is_pair, outcome.pairs)) and all(map(_is_problem, outcome.problems)):
+        return outcome
+    raise RemoteProtocolError("a forwarded answer is no outcome of a transaction")
+
+
+def _is_pair(pair: KVPair) -> bool:
+    return tuple(map(type, pair)) == (bytes, bytes, int, int, int, int, str)
+
+
+def _is_problem(problem: Problem) -> bool:
+    op, trouble, detail = problem
+    return type(op) is int and type(trouble) is int and type(detail) in (int, str)

@@ -25,7 +25,7 @@ from kvnode.errors import (
 )
 from kvnode.ports import Transport
 from kvnode.raft.types import Index, NodeId
-from kvnode.replica.codec import decode_foreign, decode_result
+from kvnode.replica.codec import decode_foreign, decode_result, encode_result
 from kvnode.replica.requests import SENT, Desk, ReadRequest, WriteRequest
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.store.commands import Result
@@ -236,7 +236,8 @@ def serve_writes(
 
 def _answer(result: Result | None, error: KvnodeError | None) -> Sequence[Any]:
     if error is None:
-        return ("ok", result)
+        assert result is not None, "a completion has a value or an error"
+        return ("ok", encode_result(result))
     if isinstance(error, BadRequest):
         return (_REFUSED, str(error), "no")
     effect = error.took_effect if isinstance(error, NotNow) else "unknown"

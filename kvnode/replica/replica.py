@@ -145,6 +145,7 @@ class Replica:
         self._turn_due = False
         self._spread_due = False
         self._ticks = 0
+        self._ticked_at = scheduler.time()
         self._known: tuple[Role, Term, NodeId | None] = (Role.FOLLOWER, Term(0), None)
         transport.handler = Listener(self)
         transport.is_removed = self._is_removed
@@ -183,6 +184,7 @@ class Replica:
         self.formation.start()
         if self.raft.membership.voters == {self.raft.id}:
             self.raft.campaign()
+        self._ticked_at = self.scheduler.time()
         self.scheduler.call_later(self.settings.tick_s, self._tick)
         self.wake()
 
@@ -301,6 +303,7 @@ class Replica:
         self._ticks += 1
         self.raft.tick()
         now = self.scheduler.time()
+        self._watch_loop(now)
         if self._ticks % SWEEP_TICKS == 0:
             self.desk.sweep(now)
             self.admin.sweep(now)
@@ -312,6 +315,16 @@ class Replica:
             self._guarded(self.upkeep.run, now)
             self._guarded(self.comparison.run, now)
         self.wake()
+
+    def _watch_loop(self, now: float) -> None:
+        """Say when the loop stood still for long enough to cost a leader its office (RC-69).
+
+        Nothing else needs to be done: others may lead by now, and no read is answered without a round.
+        """
+        stalled = now - self._ticked_at - self.settings.tick_s
+        self._ticked_at = now
+        if stalled > self.settings.election_ticks * self.settings.tick_s / 2:
+            self.trace("loop_stalled", {"seconds": round(stalled, 3)})
 
     def _guarded(self, job: Callable[[float], None], now: float) -> None:
         try:

@@ -46,14 +46,16 @@ class SnapshotSender:
         replica = self._replica
         node = message.to
         now = replica.scheduler.time()
-        # One at a time; the next sign of life from the follower brings it up again. And a leader whose
-        # own store is just being replaced has none to send: its log begins after what it holds.
+        # One at a time. And a leader whose own store is just being replaced has none to send: its log
+        # begins after what the store holds.
         if (
             self.busy_with is not None
             or replica.receiver.loading
             or now < self._not_before.get(node, now)
         ):
-            replica.report_snapshot(node, None)
+            # The core does not ask again before it hears of this one.
+            pause = max(replica.settings.snapshot_pause_s, self._not_before.get(node, now) - now)
+            replica.scheduler.call_later(pause, self._put_off, node, message.term)
             return
         raft = replica.raft
         applied = Index(replica.store.applied_index)
@@ -90,6 +92,11 @@ class SnapshotSender:
             replica.report_snapshot(node, applied if error is None else None)
 
         replica.transport.send_snapshot(node, message.term, meta, next_chunk, ended)
+
+    def _put_off(self, node: NodeId, term: Term) -> None:
+        replica = self._replica
+        if not replica.stopped and replica.raft.term == term and self.busy_with != node:
+            replica.report_snapshot(node, None)
 
 
 class SnapshotReceiver:

@@ -391,3 +391,14 @@ def test_a_completion_that_asks_again_while_everything_ends_is_refused(cluster: 
     cluster.until(lambda: n2.fatal)
     cluster.run(0.01)
     assert [type(found.error) for found in again] == [NoLeader, NoLeader]
+
+
+def test_a_loop_that_stood_still_is_said(cluster: Cluster) -> None:
+    """RC-69: an operator looks for the reason of an election."""
+    leader = cluster.machines[0]
+    leader.clock.pause()
+    cluster.run(3.0)
+    leader.clock.resume()
+    cluster.run(1.0)
+    assert [2.5 < fields["seconds"] < 3.0 for fields in leader.events("loop_stalled")] == [True]
+    assert cluster.machines[1].events("loop_stalled") == []

@@ -130,8 +130,9 @@ def test_a_snapshot_that_does_not_fit_is_dropped_and_the_node_goes_on(step: str)
     cluster, leader, late = behind()
     late.snapshots.fail[step] = DiskFull("no space left")
     cluster.network.heal()
-    began = cluster.world.now
+    began, asked = cluster.world.now, len(leader.events("snapshot_needed"))
     cluster.until(lambda: len(leader.events("snapshot_send_failed")) >= 3)
+    assert len(leader.events("snapshot_needed")) - asked <= 6, "nor does the log fill with it"
     assert cluster.world.now - began >= 2 * leader.settings.snapshot_pause_s
     assert late.fatal is None
     assert not late.replica.receiver.loading or step == "commit"
