@@ -19,7 +19,7 @@ from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import AppendEntries, Message, Vote
 from kvnode.raft.quorum import majority_index
 from kvnode.raft.types import Entry, HardState, Index, LogId, Role
-from kvnode.replica import requests
+from kvnode.replica import requests, watches
 from kvnode.store import kv, store
 from kvnode.store.commands import KvSet
 from kvnode.store.memory import MemoryEngine
@@ -177,6 +177,15 @@ def _saves_nothing(_engine: Any) -> None:
     """A flush that returns without having done anything."""
 
 
+_real_changed = watches.Watches.changed
+
+
+def _sleeps_through_trees(self: watches.Watches, index: int, key: bytes, tree: bool) -> None:
+    """A deleted tree wakes nobody (RC-65)."""
+    if not tree:
+        _real_changed(self, index, key, tree)
+
+
 _real_release = requests.Desk.release
 
 
@@ -298,5 +307,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "cluster",
         20,
         _set(requests.Desk, "release", _releases_early),
+    ),
+    Mutant(
+        "a deleted tree wakes no watcher",
+        "RC-65",
+        "cluster",
+        20,
+        _set(watches.Watches, "changed", _sleeps_through_trees),
     ),
 )

@@ -23,7 +23,7 @@ def test_the_core_keeps_its_promises(seed: int) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("batch", range(8))
 def test_the_core_keeps_its_promises_for_many_seeds(batch: int) -> None:
-    for seed in range(10_000 + batch * 250, 10_000 + (batch + 1) * 250):
+    for seed in range(10_000 + batch * 125, 10_000 + (batch + 1) * 125):
         try:
             CoreFuzz(seed).run()
         except BaseException as error:
