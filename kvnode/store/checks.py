@@ -6,18 +6,26 @@ from contextlib import closing
 
 from kvnode.errors import CorruptLog
 from kvnode.store.records import (
+    DELAY_ORDER,
+    DELAYS,
     DIGEST_MASK,
     GRAVE_ORDER,
+    GRAVES,
+    HELD,
     KV,
     MARK_BYTES,
     MARKED,
     META_KEY,
+    SESSION_ID_CHARACTERS,
+    SESSIONS,
     TABLES,
     TREE_GRAVES,
     Meta,
+    decode_delay,
     decode_grave,
     decode_key,
     decode_order_key,
+    decode_session,
     mark_of,
 )
 from kvnode.store.store import Store, read_meta
@@ -55,6 +63,11 @@ class _Audit:
         self._rows = dict.fromkeys(sorted(TABLES), 0)
         self._graves: dict[bytes, int] = {}
         self._order: dict[bytes, int] = {}
+        self._sessions: set[str] = set()
+        self._held: set[tuple[str, bytes]] = set()
+        self._locked: set[tuple[str, bytes]] = set()
+        self._delays: dict[bytes, int] = {}
+        self._delay_order: dict[bytes, int] = {}
 
     def row(self, raw: bytes, record: bytes) -> None:
         if raw <= self._last:
@@ -74,11 +87,18 @@ class _Audit:
             self._digest += int.from_bytes(mark, "big")
         if table == KV:
             self._key(raw, record)
-        elif table == GRAVE_ORDER:
-            index, grave = decode_order_key(raw)
-            self._order[grave] = index
-        else:
+        elif table in (GRAVES, TREE_GRAVES):
             self._grave(raw, decode_grave(raw, record))
+        elif table == SESSIONS:
+            self._session(raw, record)
+        elif table == HELD:
+            at = 1 + SESSION_ID_CHARACTERS
+            self._held.add((raw[1:at].decode("ascii", "replace"), raw[at:]))
+        elif table == DELAYS:
+            self._delay(raw, record)
+        else:
+            index, ordered = decode_order_key(raw)
+            (self._order if table == GRAVE_ORDER else self._delay_order)[ordered] = index
 
     def _key(self, raw: bytes, record: bytes) -> None:
         pair = decode_key(raw, record)
@@ -87,6 +107,24 @@ class _Audit:
                 f"key {pair.key!r} was created at {pair.create_index}, changed at "
                 f"{pair.modify_index}, and the table at {self.meta.kv_index}"
             )
+
+        if pair.session:
+            self._locked.add((pair.session, pair.key))
+
+    def _session(self, raw: bytes, record: bytes) -> None:
+        session = decode_session(raw, record)
+        self._sessions.add(session.session_id)
+        if not 0 < session.create_index <= session.modify_index <= self.meta.session_index:
+            self.problems.append(
+                f"session {session.session_id} was made at {session.create_index}, the last one "
+                f"at {self.meta.session_index}"
+            )
+
+    def _delay(self, raw: bytes, record: bytes) -> None:
+        index, _ = decode_delay(raw, record)
+        self._delays[raw] = index
+        if not 0 < index <= self.meta.session_index:
+            self.problems.append(f"the lock-delay {raw!r} began at {index}, where no session ended")
 
     def _grave(self, raw: bytes, index: int) -> None:
         self._graves[raw] = index
@@ -97,17 +135,26 @@ class _Audit:
 
     def totals(self) -> None:
         meta = self.meta
-        if not meta.graves_index <= meta.kv_index <= meta.applied_index:
+        if not meta.graves_index <= meta.kv_index <= meta.applied_index >= meta.session_index:
             self.problems.append(f"indexes contradict each other: {meta}")
         for name, expected, found in (
             ("keys", meta.count, self._rows[KV]),
             ("tombstones of trees", meta.tree_graves, self._rows[TREE_GRAVES]),
             ("ordered tombstones", len(self._graves), self._rows[GRAVE_ORDER]),
+            ("sessions", meta.sessions, self._rows[SESSIONS]),
+            ("ordered lock-delays", len(self._delays), self._rows[DELAY_ORDER]),
         ):
             if expected != found:
                 self.problems.append(f"{found} {name} where {expected} should be")
         if self._order != self._graves:
             self.problems.append("the tombstones' order does not agree with the tombstones")
+        if self._delay_order != self._delays:
+            self.problems.append("the lock-delays' order does not agree with the lock-delays")
+        if self._held != self._locked:
+            self.problems.append("what sessions hold does not agree with the keys' locks")
+        for session_id, key in sorted(self._locked):
+            if session_id not in self._sessions:
+                self.problems.append(f"key {key!r} is held by {session_id}, which does not exist")
         if self._digest & DIGEST_MASK != meta.digest:
             self.problems.append(
                 f"the rows add up to {self._digest & DIGEST_MASK:032x}, not {meta.digest:032x}"

@@ -9,9 +9,11 @@ with a default.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
 
 from kvnode.errors import BadRequest
+from kvnode.store.records import DELETE, RELEASE, SESSION_ID_CHARACTERS, KVPair
 
 
 class KvSet(NamedTuple):
@@ -50,28 +52,236 @@ class ReapGraves(NamedTuple):
     upto: int
 
 
-Command = KvSet | KvDelete | KvDeleteTree | ReapGraves
+class KvLock(NamedTuple):
+    """Lock a key for a session and set it (Consul kv API, PUT ``?acquire``; spec §4.2).
 
-KINDS: dict[int, type[Command]] = {1: KvSet, 2: KvDelete, 3: KvDeleteTree, 4: ReapGraves}
+    Result: True; False when another session holds it, or a lock-delay is on it that the leader had not
+    seen when it proposed this; None when there is no such session.
+    """
+
+    key: bytes
+    value: bytes
+    session: str
+    flags: int = 0
+    """0 … 2^64-1."""
+    as_of: int = 0
+    """Set by the leader as it proposes: the index up to which it has judged lock-delays by its own
+    clock. A lock-delay that began after it refuses the lock, whatever the time (RC-62)."""
+
+
+class KvUnlock(NamedTuple):
+    """Release a key and set it (Consul kv API, PUT ``?release``; spec §4.2).
+
+    Result: True; False when this very session does not hold it.
+    """
+
+    key: bytes
+    value: bytes
+    session: str
+    flags: int = 0
+
+
+class SessionCreate(NamedTuple):
+    """Begin a session. Result: True; False when there is one with this id already.
+
+    The id is made by whoever proposes, so that all nodes agree (RC-28). What may be asked for (TTL,
+    behaviour, checks) is judged before the log.
+    """
+
+    session_id: str
+    """36 characters."""
+    name: str
+    node: str
+    """Name of the node that it belongs to."""
+    lock_delay_ns: int
+    """For as long the keys that it held cannot be locked after its end; more than 60 s acts as 60 s."""
+    behavior: int
+    """What its end does to the keys that it holds, see ``records.RELEASE`` and ``records.DELETE``."""
+    ttl: str
+    """As the client wrote it; empty: none."""
+    ttl_ns: int
+    """0: it does not expire. Counted by the leader, never here (RC-61)."""
+    node_checks: tuple[str, ...]
+    service_checks: tuple[tuple[str, str], ...]
+    """Pairs of id and namespace."""
+
+
+class SessionDestroy(NamedTuple):
+    """End a session, because a client says so or its time is over (spec §5.5). Result: True, also
+    when there is none.
+
+    Every key that it holds is released or deleted in this one entry, and its lock-delay begins.
+    """
+
+    session_id: str
+
+
+class ReapLockDelays(NamedTuple):
+    """Forget the lock-delays that began up to ``upto``. Proposed by the leader once they are over by
+    its own clock. Result: the number reaped.
+    """
+
+    upto: int
+
+
+class Verb(IntEnum):
+    """What one operation of a transaction does (spec §6). The numbers are on disk."""
+
+    UNKNOWN = 0
+    """Only for an operation that is evaluated and never proposed: it always fails."""
+    SET = 1
+    CAS = 2
+    LOCK = 3
+    UNLOCK = 4
+    GET = 5
+    GET_OR_EMPTY = 6
+    GET_TREE = 7
+    CHECK_INDEX = 8
+    CHECK_SESSION = 9
+    CHECK_NOT_EXISTS = 10
+    DELETE = 11
+    DELETE_TREE = 12
+    DELETE_CAS = 13
+
+
+WRITING_VERBS: Final = frozenset(
+    {
+        Verb.SET,
+        Verb.CAS,
+        Verb.LOCK,
+        Verb.UNLOCK,
+        Verb.DELETE,
+        Verb.DELETE_TREE,
+        Verb.DELETE_CAS,
+    }
+)
+"""A transaction with none of these is a read."""
+
+
+class TxnOp(NamedTuple):
+    """One operation; what a verb does not use is ignored."""
+
+    verb: int
+    key: bytes
+    """The key, or the prefix of a tree."""
+    value: bytes = b""
+    flags: int = 0
+    index: int = 0  # type: ignore[assignment]  # a field, not tuple.index
+    session: str = ""
+
+
+class Txn(NamedTuple):
+    """Several operations, all or nothing (spec §6, RC-66). Result: a ``TxnOutcome``."""
+
+    ops: tuple[TxnOp, ...]
+    read_bytes_max: int
+    """Of what its gets may return in all; more fails it. Decided before the log (RC-28)."""
+    as_of: int = 0
+    """As ``KvLock.as_of``."""
+
+
+class Trouble(IntEnum):
+    """Why an operation of a transaction failed; the numbers travel between nodes."""
+
+    UNKNOWN_VERB = 1
+    STALE_SET = 2
+    STALE_DELETE = 3
+    MISSING_SESSION = 4
+    """The operation names none."""
+    INVALID_SESSION = 5
+    """There is no such session."""
+    LOCK_HELD = 6
+    LOCK_DELAY = 7
+    LOCK_NOT_HELD = 8
+    NO_KEY = 9
+    KEY_EXISTS = 10
+    OTHER_INDEX = 11
+    """``Problem.detail``: the key's ModifyIndex."""
+    OTHER_SESSION = 12
+    """``Problem.detail``: the key's session."""
+    TOO_LARGE = 13
+    """The gets return more than ``Txn.read_bytes_max``."""
+
+
+class Problem(NamedTuple):
+    """One failed operation."""
+
+    op: int
+    """Its position, from 0."""
+    trouble: int
+    detail: int | str = 0
+
+
+class TxnOutcome(NamedTuple):
+    """What a transaction gave: it took effect exactly if there are no problems."""
+
+    pairs: tuple[KVPair, ...]
+    """What the operations returned, in their order; those that only write return no values."""
+    problems: tuple[Problem, ...]
+
+
+Command = (
+    KvSet
+    | KvDelete
+    | KvDeleteTree
+    | ReapGraves
+    | KvLock
+    | KvUnlock
+    | SessionCreate
+    | SessionDestroy
+    | ReapLockDelays
+    | Txn
+)
+
+KINDS: dict[int, type[Command]] = {
+    1: KvSet,
+    2: KvDelete,
+    3: KvDeleteTree,
+    4: ReapGraves,
+    5: KvLock,
+    6: KvUnlock,
+    7: SessionCreate,
+    8: SessionDestroy,
+    9: ReapLockDelays,
+    10: Txn,
+}
 """Number on disk -> command."""
 
 NUMBERS: dict[type[Command], int] = {command: number for number, command in KINDS.items()}
 """Command -> number on disk."""
 
+Value = bool | int | TxnOutcome | None
+
 
 class Result(NamedTuple):
     """What applying a command gave. Equal on every node."""
 
-    value: bool | int
+    value: Value
     """The command's answer, see each command."""
     index: int  # type: ignore[assignment]  # a field, not tuple.index
     """The log index at which it was applied."""
     modify_index: int = 0
-    """``KvSet`` that answered True: the key's ModifyIndex afterwards; lower than ``index`` when
-    the write was identical and changed nothing (spec §2.1)."""
+    """``KvSet``, ``KvLock`` and ``KvUnlock`` that answered True: the key's ModifyIndex afterwards;
+    lower than ``index`` when the write was identical and changed nothing (spec §2.1)."""
 
 
+def adds_data(command: Command) -> bool:
+    """Whether a command may need more room, and is refused while there is hardly any (RC-70).
+
+    What ends sessions and locks, deletes or reaps always goes through: it is the way out.
+    """
+    if type(command) is Txn:
+        return any(op[0] in _ADDING_VERBS for op in command.ops)
+    return type(command) in _ADDING
+
+
+_ADDING: Final = frozenset({KvSet, KvLock, SessionCreate})
+_ADDING_VERBS: Final = frozenset({Verb.SET, Verb.CAS, Verb.LOCK})
+
+CHECKS_MAX: Final = 0xFFFF
+"""Of each kind that a session may name: what its record can count."""
 UINT64_MAX = (1 << 64) - 1
+INT64_MAX = (1 << 63) - 1
 
 
 def check_command(command: object) -> None:
@@ -91,8 +301,20 @@ def check_command(command: object) -> None:
             sound = _is_bytes(key) and (cas is None or _is_uint64(cas))
         case KvDeleteTree(prefix):
             sound = _is_bytes(prefix)
-        case ReapGraves(upto):
+        case ReapGraves(upto) | ReapLockDelays(upto):
             sound = _is_uint64(upto)
+        case KvLock(key, value, session, flags, as_of):
+            sound = _is_bytes(key) and _is_bytes(value) and _is_text(session)
+            sound = sound and _is_uint64(flags) and _is_uint64(as_of)
+        case KvUnlock(key, value, session, flags):
+            sound = _is_bytes(key) and _is_bytes(value) and _is_text(session) and _is_uint64(flags)
+        case SessionCreate():
+            sound = _is_sound_session(command)
+        case SessionDestroy(session_id):
+            sound = is_session_id(session_id)
+        case Txn(ops, read_bytes_max, as_of):
+            sound = type(ops) is tuple and all(map(_is_sound_operation, ops))
+            sound = sound and _is_uint64(read_bytes_max) and _is_uint64(as_of)
         case _:
             sound = False
     if not sound:
@@ -105,3 +327,60 @@ def _is_bytes(value: object) -> bool:
 
 def _is_uint64(value: object) -> bool:
     return type(value) is int and 0 <= value <= UINT64_MAX
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that can be written as UTF-8."""
+    if type(value) is not str:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_session_id(value: object) -> bool:
+    """Whether it could be the id of a session: 36 ASCII characters."""
+    return type(value) is str and len(value) == SESSION_ID_CHARACTERS and value.isascii()
+
+
+def _is_sound_session(command: Any) -> bool:
+    checks, service_checks = command.node_checks, command.service_checks
+    return (
+        is_session_id(command.session_id)
+        and all(map(_is_text, (command.name, command.node, command.ttl)))
+        and type(command.lock_delay_ns) is int
+        and -INT64_MAX <= command.lock_delay_ns <= INT64_MAX
+        and type(command.ttl_ns) is int
+        and 0 <= command.ttl_ns <= INT64_MAX
+        and type(command.behavior) is int
+        and command.behavior in (RELEASE, DELETE)
+        and type(checks) is tuple
+        and len(checks) <= CHECKS_MAX
+        and all(map(_is_text, checks))
+        and type(service_checks) is tuple
+        and len(service_checks) <= CHECKS_MAX
+        and all(
+            type(pair) is tuple and len(pair) == 2 and all(map(_is_text, pair))
+            for pair in service_checks
+        )
+    )
+
+
+def _is_sound_operation(op: object) -> bool:
+    if type(op) is not TxnOp:
+        return False
+    verb, key, value, flags, index, session = op
+    return (
+        type(verb) in (int, Verb)
+        and verb in _PROPOSABLE_VERBS
+        and _is_bytes(key)
+        and _is_bytes(value)
+        and _is_uint64(flags)
+        and _is_uint64(index)
+        and _is_text(session)
+    )
+
+
+_PROPOSABLE_VERBS: Final = frozenset(Verb) - {Verb.UNKNOWN}

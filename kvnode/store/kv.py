@@ -12,6 +12,7 @@ from kvnode.store.records import (
     DIGEST_MASK,
     GRAVE_ORDER,
     GRAVES,
+    HELD,
     KEY_BODY,
     KEY_HEAD,
     KEY_VERSION,
@@ -19,6 +20,7 @@ from kvnode.store.records import (
     TREE_GRAVES,
     decode_key,
     decode_order_key,
+    holder_of,
     key_range,
     mark_of,
     order_stop,
@@ -81,13 +83,21 @@ def delete_key(tx: Transaction, index: int, command: KvDelete) -> Result:
         return Result(True, index)
     if cas is not None and cas != decode_key(raw, old).modify_index:
         return Result(False, index)
-    tx.remove(raw, old)
+    drop_key(tx, index, key, old)
+    return Result(True, index)
+
+
+def drop_key(tx: Transaction, index: int, key: bytes, old: bytes) -> None:
+    """Delete a key that exists, and leave a tombstone. A lock goes with it, without lock-delay."""
+    tx.remove(KV + key, old)
+    holder = holder_of(old)
+    if holder:
+        tx.overlay[HELD + holder + key] = None
     tx.count -= 1
     tx.bury(GRAVES, key, index)
     tx.kv_index = index
     if tx.changes is not None:
         tx.changes.append((index, key, False))
-    return Result(True, index)
 
 
 def delete_tree(tx: Transaction, index: int, command: KvDeleteTree) -> Result:
@@ -99,6 +109,9 @@ def delete_tree(tx: Transaction, index: int, command: KvDeleteTree) -> Result:
     deleted = 0
     for raw, old in tx.scan(*key_range(KV, prefix)):
         tx.remove(raw, old)
+        holder = holder_of(old)
+        if holder:
+            tx.overlay[HELD + holder + raw[1:]] = None
         deleted += 1
     if deleted:
         tx.count -= deleted

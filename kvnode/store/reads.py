@@ -12,17 +12,24 @@ from typing import Final
 
 from kvnode.store.engine import Engine
 from kvnode.store.records import (
+    DELAYS,
     GRAVE_ORDER,
     GRAVES,
+    HELD,
     KEY_MODIFY,
     KEY_MODIFY_AT,
     KV,
+    SESSION_ID_CHARACTERS,
+    SESSIONS,
     TREE_GRAVES,
     KVPair,
     Meta,
+    Session,
+    decode_delay,
     decode_grave,
     decode_key,
     decode_order_key,
+    decode_session,
     key_range,
     order_stop,
     successor,
@@ -199,12 +206,43 @@ def list_graves(engine: Engine) -> Graves:
     return sorted(found)
 
 
-def reap_bound(engine: Engine, upto: int, at_most: int) -> int:
-    """Return up to which index to reap, so that about ``at_most`` tombstones go; 0: none is old."""
+def get_session(engine: Engine, session_id: str) -> Session | None:
+    """Return one session, or None when there is none with this id, whatever it looks like."""
+    raw = SESSIONS + session_id.encode("utf-8", "surrogateescape")
+    if len(raw) != 1 + SESSION_ID_CHARACTERS:
+        return None
+    record = engine.get(raw)
+    return None if record is None else decode_session(raw, record)
+
+
+def list_sessions(engine: Engine, after: str, limit: int | None) -> list[Session]:
+    """Return the sessions in the order of their ids, at most ``limit`` with an id above ``after``."""
+    start, stop = key_range(SESSIONS, b"")
+    if after:
+        start = SESSIONS + after.encode("ascii") + b"\0"
+    with closing(engine.scan(start, stop)) as rows:
+        return [decode_session(raw, record) for raw, record in islice(rows, limit)]
+
+
+def list_held(engine: Engine, session_id: str) -> Keys:
+    """Return the keys that a session holds, in byte order."""
+    start, stop = key_range(HELD, session_id.encode("ascii"))
+    with closing(engine.scan(start, stop)) as rows:
+        return [raw[len(start) :] for raw, _ in rows]
+
+
+def get_delay(engine: Engine, key: bytes) -> tuple[int, int] | None:
+    """Return at which index the lock-delay of a key began, and its length in nanoseconds."""
+    record = engine.get(DELAYS + key)
+    return None if record is None else decode_delay(DELAYS + key, record)
+
+
+def reap_bound(engine: Engine, upto: int, at_most: int, table: bytes = GRAVE_ORDER) -> int:
+    """Return up to which index to reap, so that about ``at_most`` rows of an order go; 0: none is old."""
     assert at_most > 0, "reaping nothing never ends"
     if upto < 1:
         return 0
-    with closing(engine.scan(GRAVE_ORDER, order_stop(upto))) as rows:
+    with closing(engine.scan(table, order_stop(upto, table))) as rows:
         indexes = [decode_order_key(raw)[0] for raw, _ in islice(rows, at_most + 1)]
     if len(indexes) <= at_most:
         return indexes[-1] if indexes else 0

@@ -29,13 +29,18 @@ tables above, so that reaping costs what it reaps; it has no marks and is not in
 META_KEY: Final = b"m"
 """The one meta record, see ``Meta``."""
 SESSIONS: Final = b"s"
-"""Reserved: sessions by id."""
-SESSION_KEYS: Final = b"h"
-"""Reserved: keys held by a session."""
+"""Sessions: ``s`` + id -> session record."""
+HELD: Final = b"h"
+"""Keys by the session that holds them: ``h`` + id + key -> empty. Derived from the keys."""
+DELAYS: Final = b"d"
+"""Lock-delays: ``d`` + key -> delay record (spec §5.5). It says at which index the delay began and how
+long it is, and never what time it is: each node's clock starts when it learns of it (RC-62)."""
+DELAY_ORDER: Final = b"e"
+"""Lock-delays by age, as ``GRAVE_ORDER``: ``e`` + index as 8 big-endian bytes + ``d`` + key -> empty."""
 
-MARKED: Final = frozenset({KV, GRAVES, TREE_GRAVES})
+MARKED: Final = frozenset({KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS})
 """Tables whose records start with a mark and count for the digest."""
-TABLES: Final = MARKED | {GRAVE_ORDER}
+TABLES: Final = MARKED | {GRAVE_ORDER, HELD, DELAY_ORDER}
 """Every table that this version writes."""
 
 MARK_BYTES: Final = 16
@@ -49,14 +54,35 @@ KEY_HEAD: Final = Struct("<16sBBQQQQ")
 KEY_MODIFY: Final = Struct("<Q")
 KEY_MODIFY_AT: Final = MARK_BYTES + 2 + 8
 """Where the modify index stands inside a key record."""
+KEY_SESSION_SIZE_AT: Final = MARK_BYTES + 1
+"""Where the length of the session's id stands inside a key record."""
 
 GRAVE_VERSION: Final = 1
 GRAVE_BODY: Final = Struct("<BQ")
 """Version, index."""
 GRAVE_BYTES: Final = MARK_BYTES + GRAVE_BODY.size
 
-META_VERSION: Final = 1
-_META: Final = Struct("<BQQQQQ16s")
+RELEASE: Final = 0
+"""Behaviour of a session: its end releases the keys that it holds."""
+DELETE: Final = 1
+"""Behaviour of a session: its end deletes them."""
+SESSION_ID_CHARACTERS: Final = 36
+SESSION_VERSION: Final = 1
+SESSION_BODY: Final = Struct("<BBQQqQHH")
+"""Version, behaviour, create and modify index, lock-delay and TTL in nanoseconds, number of node checks
+and of service checks; then texts, each with its length before it: name, node, TTL, checks."""
+
+DELAY_VERSION: Final = 1
+DELAY_BODY: Final = Struct("<BQQ")
+"""Version, index, nanoseconds."""
+DELAY_BYTES: Final = MARK_BYTES + DELAY_BODY.size
+LOCK_DELAY_MAX_NS: Final = 60_000_000_000
+"""A longer lock-delay acts as this one (spec §5.1)."""
+
+META_VERSION: Final = 2
+_META: Final = Struct("<BQQQQQ16sQQ")
+_META_1: Final = Struct("<BQQQQQ16s")
+"""Version 1, from before there were sessions."""
 _LENGTH: Final = Struct("<I")
 _ORDER: Final = Struct(">Q")
 _INDEX_MAX: Final = (1 << 64) - 1
@@ -79,6 +105,27 @@ class KVPair(NamedTuple):
     """Id of the session that holds the key; empty when none does."""
 
 
+class Session(NamedTuple):
+    """One session (spec §5.2)."""
+
+    session_id: str
+    name: str
+    node: str
+    """Name of the node that it belongs to."""
+    lock_delay_ns: int
+    behavior: int
+    """``RELEASE`` or ``DELETE``."""
+    ttl: str
+    """As the client wrote it; empty: none."""
+    ttl_ns: int
+    """0: it does not expire."""
+    node_checks: tuple[str, ...]
+    service_checks: tuple[tuple[str, str], ...]
+    """Pairs of id and namespace."""
+    create_index: int
+    modify_index: int
+
+
 class Meta(NamedTuple):
     """What the store knows about itself; written in every engine batch (RC-6)."""
 
@@ -94,6 +141,10 @@ class Meta(NamedTuple):
     """Number of tombstones of trees."""
     digest: int = 0
     """Sum of all marks modulo 2^128."""
+    session_index: int = 0
+    """Index of the last session made or ended; 0 when there never was one."""
+    sessions: int = 0
+    """Number of sessions."""
 
 
 def mark_of(raw: bytes, body: bytes) -> bytes:
@@ -117,6 +168,114 @@ def decode_key(raw: bytes, record: bytes) -> KVPair:
     return KVPair(raw[1:], record[50 + size :], flags, create, modify, lock, session)
 
 
+def encode_key(
+    raw: bytes,
+    value: bytes,
+    flags: int,
+    create_index: int,
+    modify_index: int,
+    lock_index: int,
+    session: bytes,
+) -> bytes:
+    """Build a key record, the inverse of ``decode_key``. The hot path has this inlined."""
+    body = KEY_BODY.pack(KEY_VERSION, len(session), create_index, modify_index, lock_index, flags)
+    body += session + value
+    return mark_of(raw, body) + body
+
+
+def holder_of(record: bytes) -> bytes:
+    """Return the id of the session that holds a key, from its record; empty when none does."""
+    size = record[KEY_SESSION_SIZE_AT]
+    return record[KEY_HEAD.size : KEY_HEAD.size + size] if size else b""
+
+
+def encode_session(raw: bytes, session: Session) -> bytes:
+    """Build a session record.
+
+    Raises:
+        StructError: A number is out of range.
+    """
+    checks, services = session.node_checks, session.service_checks
+    parts = [
+        SESSION_BODY.pack(
+            SESSION_VERSION,
+            session.behavior,
+            session.create_index,
+            session.modify_index,
+            session.lock_delay_ns,
+            session.ttl_ns,
+            len(checks),
+            len(services),
+        )
+    ]
+    texts = [session.name, session.node, session.ttl, *checks]
+    for pair in services:
+        texts += pair
+    for text in texts:
+        encoded = text.encode()
+        parts += (_LENGTH.pack(len(encoded)), encoded)
+    body = b"".join(parts)
+    return mark_of(raw, body) + body
+
+
+def decode_session(raw: bytes, record: bytes) -> Session:
+    """Read a session record.
+
+    Raises:
+        CorruptLog: It is no session record of a known version.
+    """
+    try:
+        version, behavior, create, modify, delay, ttl_ns, checks, services = (
+            SESSION_BODY.unpack_from(record, MARK_BYTES)
+        )
+        if version != SESSION_VERSION:
+            raise CorruptLog(f"the record of session {raw[1:]!r} has an unknown form ({version})")
+        texts: list[str] = []
+        at = MARK_BYTES + SESSION_BODY.size
+        for _ in range(3 + checks + 2 * services):
+            size: int = _LENGTH.unpack_from(record, at)[0]
+            at += _LENGTH.size + size
+            texts.append(record[at - size : at].decode())
+        session_id = raw[1:].decode("ascii")
+    except (StructError, UnicodeDecodeError) as error:
+        raise CorruptLog(f"the record of session {raw[1:]!r} is not readable") from error
+    if at != len(record):
+        raise CorruptLog(f"the record of session {raw[1:]!r} is not as long as it says")
+    name, node, ttl = texts[:3]
+    pairs = texts[3 + checks :]
+    return Session(
+        session_id,
+        name,
+        node,
+        delay,
+        behavior,
+        ttl,
+        ttl_ns,
+        tuple(texts[3 : 3 + checks]),
+        tuple(zip(pairs[::2], pairs[1::2], strict=True)),
+        create,
+        modify,
+    )
+
+
+def encode_delay(raw: bytes, index: int, delay_ns: int) -> bytes:
+    """Build a delay record."""
+    body = DELAY_BODY.pack(DELAY_VERSION, index, delay_ns)
+    return mark_of(raw, body) + body
+
+
+def decode_delay(raw: bytes, record: bytes) -> tuple[int, int]:
+    """Return at which index a lock-delay began, and how many nanoseconds it lasts.
+
+    Raises:
+        CorruptLog: It is no delay record of a known version.
+    """
+    if len(record) != DELAY_BYTES or record[MARK_BYTES] != DELAY_VERSION:
+        raise CorruptLog(f"the lock-delay {raw!r} has an unknown form")
+    _, index, delay_ns = DELAY_BODY.unpack_from(record, MARK_BYTES)
+    return index, delay_ns
+
+
 def encode_grave(raw: bytes, index: int) -> bytes:
     """Build a grave record."""
     body = GRAVE_BODY.pack(GRAVE_VERSION, index)
@@ -135,24 +294,24 @@ def decode_grave(raw: bytes, record: bytes) -> int:
     return index
 
 
-def order_key(index: int, raw: bytes) -> bytes:
-    """Return the raw key in the order table of the grave whose raw key is ``raw``."""
-    return GRAVE_ORDER + _ORDER.pack(index) + raw
+def order_key(index: int, raw: bytes, table: bytes = GRAVE_ORDER) -> bytes:
+    """Return the raw key in an order table of the record whose raw key is ``raw``."""
+    return table + _ORDER.pack(index) + raw
 
 
-def order_stop(upto: int) -> bytes:
-    """Return the raw key in the order table above every grave with an index up to ``upto``."""
-    return GRAVE_ORDER + _ORDER.pack(min(max(upto, 0), _INDEX_MAX - 1) + 1)
+def order_stop(upto: int, table: bytes = GRAVE_ORDER) -> bytes:
+    """Return the raw key in an order table above every row with an index up to ``upto``."""
+    return table + _ORDER.pack(min(max(upto, 0), _INDEX_MAX - 1) + 1)
 
 
 def decode_order_key(raw: bytes) -> tuple[int, bytes]:
-    """Return the index and the grave's raw key, the inverse of ``order_key``.
+    """Return the index and the raw key that it orders, the inverse of ``order_key``.
 
     Raises:
         CorruptLog: The key is too short.
     """
     if len(raw) < 10:
-        raise CorruptLog(f"the row {raw!r} of the tombstones' order is too short")
+        raise CorruptLog(f"the row {raw!r} of an order table is too short")
     index: int = _ORDER.unpack_from(raw, 1)[0]
     return index, raw[9:]
 
@@ -160,7 +319,7 @@ def decode_order_key(raw: bytes) -> tuple[int, bytes]:
 def encode_meta(meta: Meta) -> bytes:
     """Build the meta record."""
     digest = meta.digest.to_bytes(MARK_BYTES, "big")
-    return _META.pack(META_VERSION, *meta[:5], digest)
+    return _META.pack(META_VERSION, *meta[:5], digest, *meta[6:])
 
 
 def decode_meta(record: bytes) -> Meta:
@@ -169,15 +328,28 @@ def decode_meta(record: bytes) -> Meta:
     Raises:
         CorruptLog: It is of no known version, or says what cannot be.
     """
+    if len(record) == _META_1.size and record[0] == 1:
+        record = bytes((META_VERSION,)) + record[1:] + bytes(_META.size - _META_1.size)
     if len(record) != _META.size or record[0] != META_VERSION:
         raise CorruptLog("the store's meta record has an unknown form")
-    _, applied, kv_index, graves_index, count, trees, digest = _META.unpack(record)
-    if not graves_index <= kv_index <= applied:
+    _, applied, kv_index, graves_index, count, trees, digest, session_index, sessions = (
+        _META.unpack(record)
+    )
+    if not graves_index <= kv_index <= applied or session_index > applied:
         raise CorruptLog(
             f"the store's meta record contradicts itself: applied {applied}, last change "
-            f"{kv_index}, last tombstone {graves_index}"
+            f"{kv_index}, last tombstone {graves_index}, last session {session_index}"
         )
-    return Meta(applied, kv_index, graves_index, count, trees, int.from_bytes(digest, "big"))
+    return Meta(
+        applied,
+        kv_index,
+        graves_index,
+        count,
+        trees,
+        int.from_bytes(digest, "big"),
+        session_index,
+        sessions,
+    )
 
 
 def successor(prefix: bytes) -> bytes | None:

@@ -19,13 +19,18 @@ from zlib import crc32
 from kvnode.errors import CorruptLog, InvariantBroken
 from kvnode.store.engine import Engine, EngineSnapshot, Write
 from kvnode.store.records import (
+    DELAY_ORDER,
+    DELAYS,
     DIGEST_MASK,
     GRAVE_ORDER,
     GRAVES,
+    HELD,
+    KEY_SESSION_SIZE_AT,
     KV,
     MARK_BYTES,
     MARKED,
     META_KEY,
+    SESSIONS,
     TABLES,
     TREE_GRAVES,
     Meta,
@@ -152,6 +157,7 @@ class _Loader:
         self._last = b""
         self._tables = dict.fromkeys(sorted(TABLES), 0)
         self._digest = 0
+        self._locked = 0
 
     def add(self, key: bytes, value: bytes) -> None:
         table = key[:1]
@@ -165,6 +171,8 @@ class _Loader:
             if mark_of(key, value[MARK_BYTES:]) != mark:
                 raise CorruptLog(f"the snapshot's row {key[:40]!r} does not match its mark")
             self._digest += int.from_bytes(mark, "big")
+            if table == KV and value[KEY_SESSION_SIZE_AT]:
+                self._locked += 1
         self._tables[table] += 1
         self._batch.append((key, value))
         self._batch_bytes += len(key) + len(value)
@@ -179,6 +187,9 @@ class _Loader:
             ("keys", meta.count, tables[KV]),
             ("tombstones of trees", meta.tree_graves, tables[TREE_GRAVES]),
             ("ordered tombstones", graves, tables[GRAVE_ORDER]),
+            ("sessions", meta.sessions, tables[SESSIONS]),
+            ("keys held", self._locked, tables[HELD]),
+            ("ordered lock-delays", tables[DELAYS], tables[DELAY_ORDER]),
         ):
             if expected != found:
                 raise CorruptLog(f"the snapshot should hold {expected} {name} and holds {found}")

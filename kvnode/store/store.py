@@ -8,16 +8,33 @@ from struct import error as StructError
 from typing import Any, Final
 
 from kvnode.errors import CorruptLog, InvariantBroken
-from kvnode.store import kv, reads
-from kvnode.store.commands import Command, KvDelete, KvDeleteTree, KvSet, ReapGraves, Result
+from kvnode.store import kv, locks, reads, txn
+from kvnode.store.commands import (
+    Command,
+    KvDelete,
+    KvDeleteTree,
+    KvLock,
+    KvSet,
+    KvUnlock,
+    ReapGraves,
+    ReapLockDelays,
+    Result,
+    SessionCreate,
+    SessionDestroy,
+    Txn,
+    TxnOutcome,
+)
 from kvnode.store.engine import Engine
-from kvnode.store.records import META_KEY, KVPair, Meta, decode_meta
+from kvnode.store.records import DELAY_ORDER, META_KEY, KVPair, Meta, Session, decode_meta
 from kvnode.store.snapshot import Dump
 from kvnode.store.tables import Transaction
 from kvnode.store.view import View
 
 ChangeListener = Callable[[int, bytes, bool], None]
 """Called with the index, the key or prefix, and whether everything under that prefix was deleted."""
+
+SessionListener = Callable[[int, str, Session | None], None]
+"""Called with the index, the id, and the session when it began, None when it ended."""
 
 DIGESTS_KEPT: Final = 1 << 15
 """For how many of the last applied indexes ``digest_at`` knows the answer."""
@@ -29,9 +46,16 @@ _HANDLERS: Final[dict[type[Command], Callable[[Transaction, int, Any], Result]]]
     KvDelete: kv.delete_key,
     KvDeleteTree: kv.delete_tree,
     ReapGraves: kv.reap_graves,
+    KvLock: locks.lock_key,
+    KvUnlock: locks.unlock_key,
+    SessionCreate: locks.create_session,
+    SessionDestroy: locks.destroy_session,
+    ReapLockDelays: locks.reap_delays,
+    Txn: txn.run_txn,
 }
 
 KVPairs = list[KVPair]
+Sessions = list[Session]
 
 
 class Store:
@@ -44,9 +68,11 @@ class Store:
             None costs nothing. For a deleted tree it is called once, with the prefix; after
             ``replace`` once with the empty prefix. It must not raise and must not call
             ``apply_batch``.
+        on_session: Called likewise for each session that began or ended; after ``replace`` once
+            with an empty id: any may have.
     """
 
-    __slots__ = ("_meta", "_ring", "_ring_first", "engine", "on_change")
+    __slots__ = ("_meta", "_ring", "_ring_first", "engine", "on_change", "on_session")
 
     def __init__(self, engine: Engine) -> None:
         """Open the store that an engine holds; an empty engine is an empty store.
@@ -57,6 +83,7 @@ class Store:
         """
         self.engine = engine
         self.on_change: ChangeListener | None = None
+        self.on_session: SessionListener | None = None
         self._ring: list[int] = [0] * DIGESTS_KEPT
         self._open(engine)
 
@@ -125,6 +152,9 @@ class Store:
         if listener is not None and tx.changes is not None:
             for change in tx.changes:
                 listener(*change)
+        if tx.session_changes and self.on_session is not None:
+            for began_or_ended in tx.session_changes:
+                self.on_session(*began_or_ended)
 
     def replace(self, engine: Engine) -> Engine:
         """Go on with another engine, into which a snapshot was loaded; return the old one.
@@ -138,6 +168,8 @@ class Store:
         self._open(engine)
         if self.on_change is not None:
             self.on_change(self._meta.applied_index, b"", True)
+        if self.on_session is not None:
+            self.on_session(self._meta.applied_index, "", None)
         return old
 
     # --- positions -------------------------------------------------------------------------
@@ -178,6 +210,10 @@ class Store:
         """
         return self._meta.kv_index
 
+    def session_index(self) -> int:
+        """Index of the last session made or ended; as ``kv_index``."""
+        return self._meta.session_index
+
     def prefix_index(self, prefix: bytes, pairs: Sequence[KVPair] | None = None) -> int:
         """Index of a read of everything under ``prefix``; ``pairs`` is what was just read there, if
         it was. See ``reads.prefix_index``.
@@ -216,6 +252,30 @@ class Store:
         """Return the names under ``prefix``, rolled up at ``separator``, see ``reads.list_keys``."""
         return reads.list_keys(self.engine, prefix, separator, after=after, limit=limit)
 
+    def session(self, session_id: str) -> Session | None:
+        """Return a session, or None."""
+        return reads.get_session(self.engine, session_id)
+
+    def sessions(self, *, after: str = "", limit: int | None = None) -> Sessions:
+        """Return the sessions with an id above ``after``, in the order of their ids."""
+        return reads.list_sessions(self.engine, after, limit)
+
+    def held(self, session_id: str) -> reads.Keys:
+        """Return the keys that a session holds, in byte order."""
+        return reads.list_held(self.engine, session_id)
+
+    def lock_delay(self, key: bytes) -> tuple[int, int] | None:
+        """Return at which index a key's lock-delay began and how many nanoseconds it lasts, or None.
+
+        Whether it is over is for whoever has a clock to say.
+        """
+        return reads.get_delay(self.engine, key)
+
+    def evaluate(self, command: Txn) -> TxnOutcome:
+        """Run a transaction on the state of this moment and keep nothing of it."""
+        tx = Transaction(self.engine, self._meta, watched=False)
+        return txn.evaluate(tx, self._meta.applied_index + 1, command)
+
     def graves(self) -> reads.Graves:
         """Return all tombstones as (key or prefix, index, is a tree's), in byte order."""
         return reads.list_graves(self.engine)
@@ -227,6 +287,10 @@ class Store:
         One index can hold several: then it may be more than ``at_most``, never nothing.
         """
         return reads.reap_bound(self.engine, upto, at_most)
+
+    def delays_bound(self, upto: int, at_most: int) -> int:
+        """Return the same for lock-delays and ``ReapLockDelays``."""
+        return reads.reap_bound(self.engine, upto, at_most, DELAY_ORDER)
 
     def view(self) -> View:
         """Open a view of this moment, for reads that may be long, see ``view.View``."""

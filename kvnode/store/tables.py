@@ -8,17 +8,25 @@ the store as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 
-from kvnode.store.engine import Engine, Write
+from kvnode.store.engine import Engine, Rows, Write
 from kvnode.store.records import (
+    DELAY_ORDER,
+    DELAYS,
     DIGEST_MASK,
     GRAVES,
     MARK_BYTES,
     META_KEY,
+    SESSIONS,
     TREE_GRAVES,
     Meta,
+    Session,
+    decode_delay,
     decode_grave,
+    decode_session,
+    encode_delay,
     encode_grave,
     encode_meta,
     order_key,
@@ -27,11 +35,14 @@ from kvnode.store.records import (
 Change = tuple[int, bytes, bool]
 """Index, key or prefix, whether it is a prefix that was deleted."""
 
+SessionChange = tuple[int, str, Session | None]
+"""Index, id, and the session when it began, None when it ended."""
+
 _from_bytes = int.from_bytes
 
 
 class Transaction:
-    """One batch under way. Used once, then thrown away."""
+    """One batch under way, or a part of it that may still be given up. Used once, then thrown away."""
 
     __slots__ = (
         "_engine_scan",
@@ -42,18 +53,45 @@ class Transaction:
         "graves_index",
         "kv_index",
         "overlay",
+        "session_changes",
+        "session_index",
+        "sessions",
         "tree_graves",
     )
 
-    def __init__(self, engine: Engine, meta: Meta, *, watched: bool) -> None:
+    def __init__(self, below: Engine | Transaction, meta: Meta, *, watched: bool) -> None:
         """Start on the state that ``meta`` describes; ``watched`` collects changes."""
-        self.engine_get: Callable[[bytes], bytes | None] = engine.get
+        self.engine_get: Callable[[bytes], bytes | None] = below.get
         """The engine's own ``get``, for the hot path."""
-        self._engine_scan = engine.scan
+        self._engine_scan: Callable[[bytes, bytes], Rows] = below.scan
         self.overlay: dict[bytes, bytes | None] = {}
         """Raw keys written by this batch; None is a deletion."""
-        _, self.kv_index, self.graves_index, self.count, self.tree_graves, self.digest = meta
+        (
+            _,
+            self.kv_index,
+            self.graves_index,
+            self.count,
+            self.tree_graves,
+            self.digest,
+            self.session_index,
+            self.sessions,
+        ) = meta
         self.changes: list[Change] | None = [] if watched else None
+        self.session_changes: list[SessionChange] = []
+
+    def fork(self) -> Transaction:
+        """Start a part of this batch, which sees it, and of which nothing remains unless it is merged."""
+        return Transaction(self, self.meta(0), watched=self.changes is not None)
+
+    def merge(self, part: Transaction) -> None:
+        """Take over everything that a part changed. No part begins or ends sessions."""
+        assert not part.session_changes, "nothing in a transaction makes or ends a session"
+        self.overlay.update(part.overlay)
+        _, self.kv_index, self.graves_index, self.count, self.tree_graves, self.digest, *_ = (
+            part.meta(0)
+        )
+        if self.changes is not None and part.changes:
+            self.changes += part.changes
 
     def get(self, raw: bytes) -> bytes | None:
         """Return a record as this batch sees it, or None."""
@@ -62,21 +100,22 @@ class Transaction:
             return overlay[raw]
         return self.engine_get(raw)
 
-    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, start: bytes, stop: bytes) -> Rows:
         """Yield this batch's view of ``[start, stop)``: first what the batch itself wrote, then what
         the engine holds unchanged, each in byte order.
 
         The batch may change rows that it was given while the iterator is open; rows that it adds
-        meanwhile may or may not be seen. The iterator must be exhausted before the batch ends.
+        meanwhile may or may not be seen. The iterator must be exhausted or closed before the batch ends.
         """
         overlay = self.overlay
         for raw in sorted(raw for raw in overlay if start <= raw < stop):
             record = overlay[raw]
             if record is not None:
                 yield raw, record
-        for pair in self._engine_scan(start, stop):
-            if pair[0] not in overlay:
-                yield pair
+        with closing(self._engine_scan(start, stop)) as rows:
+            for pair in rows:
+                if pair[0] not in overlay:
+                    yield pair
 
     def put(self, raw: bytes, record: bytes, old: bytes | None) -> None:
         """Write a marked record in the place of ``old``, which ``get`` gave."""
@@ -114,6 +153,26 @@ class Transaction:
             self.tree_graves -= 1
         return True
 
+    def session(self, session_id: bytes) -> Session | None:
+        """Return a session, or None."""
+        raw = SESSIONS + session_id
+        record = self.get(raw)
+        return None if record is None else decode_session(raw, record)
+
+    def delay(self, key: bytes, index: int, delay_ns: int) -> None:
+        """Begin a lock-delay, in the place of an older one."""
+        raw = DELAYS + key
+        old = self.get(raw)
+        if old is not None:
+            self.overlay[order_key(decode_delay(raw, old)[0], raw, DELAY_ORDER)] = None
+        self.put(raw, encode_delay(raw, index, delay_ns), old)
+        self.overlay[order_key(index, raw, DELAY_ORDER)] = b""
+
+    def end_delay(self, raw: bytes, old: bytes) -> None:
+        """Forget a lock-delay; ``old`` is its record."""
+        self.remove(raw, old)
+        self.overlay[order_key(decode_delay(raw, old)[0], raw, DELAY_ORDER)] = None
+
     def meta(self, applied_index: int) -> Meta:
         """The meta record's content after this batch."""
         return Meta(
@@ -123,6 +182,8 @@ class Transaction:
             self.count,
             self.tree_graves,
             self.digest,
+            self.session_index,
+            self.sessions,
         )
 
     def writes(self, meta: Meta) -> list[Write]:

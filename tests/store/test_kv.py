@@ -6,41 +6,14 @@ import pytest
 
 from kvnode.store.checks import check
 from kvnode.store.commands import Command, KvDelete, KvDeleteTree, KvSet, ReapGraves, Result
-from kvnode.store.records import KEY_BODY, KEY_VERSION, KV, KVPair, mark_of
+from kvnode.store.records import KVPair
 from kvnode.store.store import Store
-from kvnode.store.tables import Transaction
 
 
 def apply(store: Store, command: Command) -> Result:
     [result] = store.apply_batch([(store.applied_index + 1, command)])
     assert check(store) == []
     return result
-
-
-def plant(store: Store, pair: KVPair) -> None:
-    """Put a record that only a session could make, with everything that belongs to it."""
-    raw = KV + pair.key
-    old = store.engine.get(raw)
-    session = pair.session.encode()
-    body = (
-        KEY_BODY.pack(
-            KEY_VERSION,
-            len(session),
-            pair.create_index,
-            pair.modify_index,
-            pair.lock_index,
-            pair.flags,
-        )
-        + session
-        + pair.value
-    )
-    record = mark_of(raw, body) + body
-    tx = Transaction(store.engine, store.meta, watched=False)
-    tx.put(raw, record, old)
-    tx.count += old is None
-    tx.kv_index = pair.modify_index
-    store.engine.write(tx.writes(tx.meta(pair.modify_index)))
-    store.replace(store.engine)
 
 
 # --- spec §2.1, row by row
@@ -80,23 +53,11 @@ def test_an_identical_write_is_true_and_changes_nothing(store: Store, cas: int |
     assert heard == []
 
 
-@pytest.mark.parametrize("cas", [None, 5])
-def test_a_plain_put_of_the_same_value_resets_the_lock_index_and_keeps_the_session(
-    store: Store, cas: int | None
-) -> None:
-    """Spec §2.1: surprising, and Consul's."""
-    plant(store, KVPair(b"a", b"1", 7, 5, 5, 2, "7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"))
-    assert apply(store, KvSet(b"a", b"1", 7, cas)) == Result(True, 6, 6)
-    expected = KVPair(b"a", b"1", 7, 5, 6, 0, "7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77")
-    assert store.get(b"a") == expected
-    assert apply(store, KvSet(b"a", b"1", 7)) == Result(True, 7, 6), "now it is identical"
-
-
 def test_a_key_deleted_and_made_again_starts_over(store: Store) -> None:
-    plant(store, KVPair(b"a", b"1", 7, 5, 5, 2, "x"))
+    apply(store, KvSet(b"a", b"1", 7))
     apply(store, KvDelete(b"a"))
     apply(store, KvSet(b"a", b"1"))
-    assert store.get(b"a") == KVPair(b"a", b"1", 0, 7, 7, 0, "")
+    assert store.get(b"a") == KVPair(b"a", b"1", 0, 3, 3, 0, "")
 
 
 # --- cas, spec §4.2

@@ -1,0 +1,192 @@
+"""Commands and results as bytes: every kind comes back as it was, and nothing else gets in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvnode.errors import BadRequest, InvariantBroken, RemoteProtocolError
+from kvnode.replica.codec import decode, decode_foreign, decode_result, encode, encode_result
+from kvnode.store.commands import (
+    KINDS,
+    Command,
+    KvDelete,
+    KvDeleteTree,
+    KvLock,
+    KvSet,
+    KvUnlock,
+    Problem,
+    ReapGraves,
+    ReapLockDelays,
+    Result,
+    SessionCreate,
+    SessionDestroy,
+    Trouble,
+    Txn,
+    TxnOp,
+    TxnOutcome,
+    Verb,
+    adds_data,
+    check_command,
+)
+from kvnode.store.records import KVPair
+
+ID = "7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"
+COMMANDS: list[Command] = [
+    KvSet(b"k", b"v", 2**64 - 1, 0),
+    KvDelete(b"k", 7),
+    KvDeleteTree(b""),
+    ReapGraves(9),
+    KvLock(b"k", b"v", ID, 3, 12),
+    KvUnlock(b"k", b"v", "any text", 3),
+    SessionCreate(ID, "ç", "n", -5, 1, "15s", 15, ("serfHealth",), (("web", ""),)),
+    SessionDestroy(ID),
+    ReapLockDelays(9),
+    Txn((TxnOp(Verb.SET, b"k", b"v", 1, 2, ID), TxnOp(Verb.GET, b"k")), 4096, 7),
+    Txn((), 0),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=repr)
+def test_every_command_comes_back_as_it_was(command: Command) -> None:
+    data = encode(command)
+    for decoded in (decode(data), decode_foreign(data, 10_000)):
+        assert decoded == command
+        assert type(decoded) is type(command)
+    check_command(command)
+
+
+def test_every_kind_is_tried() -> None:
+    assert {type(command) for command in COMMANDS} == set(KINDS.values())
+
+
+def test_numbers_on_disk_are_never_used_again() -> None:
+    """They are in logs that outlive versions (RC-29)."""
+    names = {number: kind.__name__ for number, kind in KINDS.items()}
+    assert names == {
+        1: "KvSet",
+        2: "KvDelete",
+        3: "KvDeleteTree",
+        4: "ReapGraves",
+        5: "KvLock",
+        6: "KvUnlock",
+        7: "SessionCreate",
+        8: "SessionDestroy",
+        9: "ReapLockDelays",
+        10: "Txn",
+    }
+    assert [verb.value for verb in Verb] == list(range(14))
+
+
+def test_the_form_of_an_entry_is_what_it_was() -> None:
+    """Logs written before ``as_of`` or later fields existed still decode."""
+    data = msgpack.packb((5, b"k", b"v", ID, 3))
+    assert decode(data) == KvLock(b"k", b"v", ID, 3, 0)
+    assert decode(msgpack.packb((10, [(1, b"k")], 5))) == Txn((TxnOp(1, b"k"),), 5)
+    with pytest.raises(InvariantBroken, match="upgrade"):
+        decode(msgpack.packb((99, b"k")))
+
+
+BAD: list[tuple[Any, ...]] = [
+    (99, b"k"),
+    (1, "text", b""),
+    (5, b"k", b"v", b"bytes"),
+    (5, b"k", b"v", "\ud800".encode("utf-16-le", "surrogatepass"), 0),
+    (5, b"k", b"v", ID, -1),
+    (6, b"k", b"v", None, 0),
+    (7, "short", "", "", 0, 0, "", 0, (), ()),
+    (7, ID, "", "", 0, 2, "", 0, (), ()),
+    (7, ID, "", "", 2**63, 0, "", 0, (), ()),
+    (7, ID, "", "", 0, 0, "", -1, (), ()),
+    (7, ID, "", "", 0, 0, "", 0, (1,), ()),
+    (7, ID, "", "", 0, 0, "", 0, (), (("one",),)),
+    (7, ID, "", "", 0, 0, "", 0, ("c",) * 65_536, ()),
+    (8, "short"),
+    (9, True),
+    (10, 5, 5, 0),
+    (10, (5,), 5, 0),
+    (10, ((0, b"k", b"", 0, 0, ""),), 5, 0),
+    (10, ((99, b"k", b"", 0, 0, ""),), 5, 0),
+    (10, ((True, b"k", b"", 0, 0, ""),), 5, 0),
+    (10, ((1, "k", b"", 0, 0, ""),), 5, 0),
+    (10, ((1, b"k", b"", 0, 0, "", 1),), 5, 0),
+    (10, ((1, b"k"),), 5, 0),
+    (10, (), -1, 0),
+]
+
+
+@pytest.mark.parametrize("fields", BAD, ids=lambda fields: repr(fields)[:40])
+def test_what_no_node_could_apply_is_refused_at_the_door(fields: tuple[Any, ...]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_foreign(msgpack.packb(fields), 1 << 20)
+
+
+def test_text_that_is_no_utf8_is_refused_before_it_is_encoded() -> None:
+    for command in (KvLock(b"k", b"", "\ud800"), SessionDestroy("\ud800" * 36)):
+        with pytest.raises(BadRequest):
+            check_command(command)
+
+
+PAIR = KVPair(b"k", b"v", 1, 2, 3, 4, ID)
+RESULTS = [
+    Result(True, 7, 3),
+    Result(False, 7),
+    Result(None, 7),
+    Result(12, 7),
+    Result(TxnOutcome((PAIR, PAIR), ()), 7),
+    Result(TxnOutcome((), (Problem(2, Trouble.OTHER_SESSION, ID), Problem(3, 9, 5))), 7),
+]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=repr)
+def test_every_result_comes_back_as_it_was(result: Result) -> None:
+    wire = msgpack.unpackb(msgpack.packb(encode_result(result)), use_list=False)
+    decoded = decode_result(wire)
+    assert decoded == result
+    assert type(decoded.value) is type(result.value)
+
+
+def test_an_outcome_larger_than_a_frames_arrays_travels() -> None:
+    outcome = TxnOutcome((PAIR,) * 20_000, ())
+    assert decode_result(encode_result(Result(outcome, 7))).value == outcome
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        (True, 7),
+        (True, "7", 0),
+        ("yes", 7, 0),
+        (b"", 7, 0),
+        (msgpack.packb(((), ())) + b"x", 7, 0),
+        (msgpack.packb((((1,),), ())), 7, 0),
+        (msgpack.packb(((("k", b"v", 1, 2, 3, 4, ""),), ())), 7, 0),
+        (msgpack.packb(((), ((0, "x", 0),))), 7, 0),
+        (msgpack.packb(((), ((0, 1, b""),))), 7, 0),
+    ],
+    ids=repr,
+)
+def test_what_is_no_result_is_refused(value: Any) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_result(value)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_get_past_the_door_as_anything_else(data: bytes) -> None:
+    try:
+        command = decode_foreign(data, 100)
+    except RemoteProtocolError:
+        return
+    assert encode(command) == data
+
+
+def test_what_may_go_on_while_there_is_no_room() -> None:
+    """RC-70: deletions, releases and ends are the way out."""
+    adding = {type(command) for command in COMMANDS if adds_data(command)}
+    assert adding == {KvSet, KvLock, SessionCreate, Txn}
+    assert not adds_data(Txn((TxnOp(Verb.DELETE, b"k"), TxnOp(Verb.UNLOCK, b"k")), 0))
