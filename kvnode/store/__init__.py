@@ -26,8 +26,8 @@ Invariants
       stands in the log behind the end of a session, and was proposed without knowing of it, is refused
       while there is a lock-delay (RC-62).
     - A transaction is one entry and one index; if any operation fails, nothing of it remains (RC-66).
-    - The digest counts keys, sessions, lock-delays and graves, is kept per write and known for the last 32,768 indexes, so
-      that nodes compare themselves at a common index (RC-74).
+    - The digest counts keys, sessions, lock-delays and graves, is kept per write and known for the last
+      32,768 indexes, so that nodes compare themselves at a common index (RC-74).
     - An engine with rows but without the meta record is no store: never "empty" (RC-50).
 
 Not here, on purpose: time (tombstones, sessions and lock-delays end by a command that the leader
@@ -35,6 +35,6 @@ proposes, or at the word of a command that it has judged),
 locking in the sense of threads (one task owns the store), waiting (``on_change`` tells who waits),
 syncs (the replica decides when to flush), JSON and URLs.
 
-Where to read on: ``kv``, ``locks`` and ``txn`` say what each command does, ``tables`` how a batch sees itself, ``records`` what
-is stored, ``reads``, ``snapshot``, ``checks``; ``DESIGN.md`` has the reasons and the measurements.
+Where to read on: ``kv``, ``locks`` and ``txn`` say what each command does, ``tables`` how a batch sees
+itself, ``records`` what is stored, ``reads``, ``snapshot``, ``checks``; ``DESIGN.md`` has the reasons and the measurements.
 """
