@@ -62,8 +62,19 @@ def query(rng: random.Random) -> bytes:
     return b"?" + b"&".join(pairs)
 
 
+def plain(rng: random.Random) -> bytes:
+    """A request as clients send it; most of them, so that there is something to get wrong."""
+    target = rng.choice((b"/v1/kv/a", b"/kv/b", b"/v1/kv/web/color?cas=0", b"/v1/kv/a?flags=7"))
+    method = rng.choice((b"GET", b"PUT", b"PUT", b"DELETE", b"POST"))
+    body = rng.randbytes(rng.choice((0, 3, 40, 300))) if method in (b"PUT", b"POST") else b""
+    length = b"Content-Length: %d\r\n" % len(body) if body or rng.random() < 0.5 else b""
+    return b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n%b" % (method, target, length, body)
+
+
 def request(rng: random.Random) -> bytes:
-    """One request, sound but for its path and query."""
+    """One request: plain, or with something odd about it."""
+    if rng.random() < 0.6:
+        return plain(rng)
     method = rng.choice((b"GET", b"GET", b"PUT", b"PUT", b"POST", b"DELETE", b"HEAD", b"OPTIONS",
                          b"PATCH", b"CONNECT"))  # fmt: skip
     prefix = rng.choice((b"/v1/kv/", b"/v1/kv/", b"/kv/", b"/kv/", b"/v1/status/leader", b"/pods",
@@ -207,26 +218,28 @@ class Shell:
         socket.protocol = self.hub.make_connection()
         socket.protocol.connection_made(socket)
         for part in parts:
-            await self.turns(socket, lambda: socket.reading)
+            if not socket.reading:
+                await self.turns(socket)
+            await asyncio.sleep(0)
             if socket.closed:
                 break
             socket.protocol.data_received(part)
-        await self.turns(socket, lambda: False)
+        await self.turns(socket)
         if not socket.closed and not socket.protocol.eof_received():
             socket.close()
-        await self.turns(socket, lambda: False)
+        await self.turns(socket)
         socket.close()
-        await self.turns(socket, lambda: False)
+        await self.turns(socket)
         is_lean = isinstance(socket.protocol, Connection)
         return Told(bytes(socket.written), list(self.replica.commands), is_lean)
 
-    async def turns(self, socket: Socket, done: Any) -> None:
+    async def turns(self, socket: Socket) -> None:
         """Let the loop go round until nothing more happens."""
-        for _ in range(12):
-            if socket.closed or done():
-                break
+        idle, before = 0, (-1, -1)
+        while idle < 3:
             await asyncio.sleep(0)
-        await asyncio.sleep(0)
+            now = (len(socket.written), len(self.replica.commands))
+            idle, before = idle + 1 if now == before else 0, now
 
     def close(self) -> None:
         self.hub.close()
@@ -282,7 +295,7 @@ def run_connections(seed: int, cases: int) -> None:
             data = stream(rng)
             whole = await lean.talk([data])
             split = await lean.talk(pieces(rng, data))
-            other = await full.talk([data])
+            other = await full.talk([data]) if rng.random() < 0.3 else whole
             shown = f"{data[:1500]!r}"
             for told in (whole, split, other):
                 check(told, shown, bodiless=b"HEAD" in data)
@@ -317,14 +330,16 @@ def agree(one: Told, other: Told) -> bool:
     """Whether two ways of delivering the same bytes stored the same.
 
     The full shell may give up earlier, and must say so: aiohttp drops what came in one piece with
-    nonsense. The lean shell alone leaves no doubt.
+    nonsense. The lean shell alone leaves no doubt, except about heads that are too long: it may have
+    handed the connection over before it saw how long.
     """
     fewer, more = sorted((one, other), key=lambda told: len(told.stored))
     if fewer.stored == more.stored:
         return True
-    if fewer.is_lean:
+    status = last_status(fewer.answer)
+    if fewer.is_lean and status not in (414, 431):
         return False
-    return fewer.stored == more.stored[: len(fewer.stored)] and last_status(fewer.answer) >= 400
+    return fewer.stored == more.stored[: len(fewer.stored)] and status >= 400
 
 
 def check(told: Told, shown: str, *, bodiless: bool) -> None:
