@@ -202,7 +202,8 @@ class Replica:
         if self.is_leader and not self.raft.is_transferring:
             self.admin.transfer_here(None, lambda _value, _error: None)
         handed_over = not self.is_leader and self.raft.leader_id is not None
-        alone = len(self.raft.membership.voters) < 2 or not self.cluster_id
+        # Nobody to hand over to: a cluster of one, or one that stops as a whole.
+        alone = not self.cluster_id or not any(self.transport.connected().values())
         self.intake.closing = handed_over or alone
         finished = self.stopped or (self.intake.closing and not self.desk.count)
         if not finished and self.scheduler.time() < deadline:
