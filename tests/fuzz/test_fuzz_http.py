@@ -236,7 +236,7 @@ class Shell:
     async def turns(self, socket: Socket) -> None:
         """Let the loop go round until nothing more happens."""
         idle, before = 0, (-1, -1)
-        while idle < 3:
+        while idle < 6:
             await asyncio.sleep(0)
             now = (len(socket.written), len(self.replica.commands))
             idle, before = idle + 1 if now == before else 0, now
