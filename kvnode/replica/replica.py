@@ -9,6 +9,7 @@ task; time, disk and network are the ports of ``kvnode.ports``.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ from kvnode.replica.listener import Listener
 from kvnode.replica.peers import PeerFinder
 from kvnode.replica.recovery import recover
 from kvnode.replica.requests import Desk, ReadRequest
+from kvnode.replica.sessions import Sessions
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.replica.snapshots import SnapshotReceiver, SnapshotSender
 from kvnode.replica.status import Contact, describe
@@ -65,6 +67,7 @@ from kvnode.replica.upkeep import Upkeep
 from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command, Result
 from kvnode.store.engine import EngineFactory
+from kvnode.store.records import Session
 
 SWEEP_TICKS = 5
 """Deadlines are looked at every so many ticks: answers may be this much late."""
@@ -121,6 +124,7 @@ class Replica:
         self.desk = Desk(settings.waiting_requests_max, settings.waiting_bytes_max)
         self.desk.callback_failed = self._callback_failed
         self.intake = Intake(self)
+        self.sessions = Sessions(self)
         self.book = AddressBook()
         self.formation = Formation(self)
         self.admin = Administration(self)
@@ -145,6 +149,8 @@ class Replica:
         self._turn_due = False
         self._spread_due = False
         self._ticks = 0
+        self._saves: deque[float] = deque()
+        """When each save that the journal has not confirmed yet was queued."""
         self._ticked_at = scheduler.time()
         self._known: tuple[Role, Term, NodeId | None] = (Role.FOLLOWER, Term(0), None)
         transport.handler = Listener(self)
@@ -205,12 +211,14 @@ class Replica:
         # Nobody to hand over to: a cluster of one, or one that stops as a whole.
         alone = not self.cluster_id or not any(self.transport.connected().values())
         self.intake.closing = handed_over or alone
-        finished = self.stopped or (self.intake.closing and not self.desk.count)
+        idle = not self.desk.count and not self.sessions.open_renewals
+        finished = self.stopped or (self.intake.closing and idle)
         if not finished and self.scheduler.time() < deadline:
             self.scheduler.call_later(self.settings.tick_s, self._stop_soon, deadline, done)
             return
         self.stopped = True
         self.desk.fail_all()
+        self.sessions.fail_all()
         self.admin.fail_all()
         done()
 
@@ -305,11 +313,14 @@ class Replica:
         self.raft.tick()
         now = self.scheduler.time()
         self._watch_loop(now)
+        self._guarded(self.sessions.tick, now)
         if self._ticks % SWEEP_TICKS == 0:
             self.desk.sweep(now)
+            self.sessions.sweep(now)
             self.admin.sweep(now)
             self.peers.look(now)
             self._learn_catch_up()
+            self._watch_disk(now)
             if self.cluster_id:
                 self._guarded(self.steward.run, now)
         if self._ticks % (4 * SWEEP_TICKS) == 0 and self.cluster_id:
@@ -326,6 +337,13 @@ class Replica:
         self._ticked_at = now
         if stalled > self.settings.election_ticks * self.settings.tick_s / 2:
             self.trace("loop_stalled", {"seconds": round(stalled, 3)})
+
+    def _watch_disk(self, now: float) -> None:
+        """A leader whose disk hangs would go on to lead, and answer nobody: hand over (RC-69)."""
+        stalled = now - self._saves[0] if self._saves else 0.0
+        if stalled > self.settings.disk_stall_s and self.is_leader and not self.raft.is_transferring:
+            self.trace("disk_stalled", {"seconds": round(stalled, 3), "term": self.raft.term})
+            self.admin.transfer_here(None, lambda _value, _error: None)
 
     def _guarded(self, job: Callable[[float], None], now: float) -> None:
         try:
@@ -356,6 +374,10 @@ class Replica:
         """Wait until this node's store may be read; see ``ReplicaFacade``."""
         self.intake.read(consistency, done)
 
+    def renew_session(self, session_id: str, done: Done[Session]) -> None:
+        """Restart a session's clock; see ``ReplicaFacade``."""
+        self.sessions.renew(session_id, done)
+
     def remove_member(self, node_id: NodeId, done: Done[Any]) -> None:
         """Remove a member; see ``ReplicaFacade``."""
         self.admin.remove_member(node_id, done)
@@ -385,6 +407,7 @@ class Replica:
         if self.stopped:
             return
         try:
+            self.sessions.flush()
             self.intake.flush()
             self._drain()
             self._release_reads()
@@ -406,6 +429,7 @@ class Replica:
             base = LogBase(ready.snapshot.last, ready.snapshot.membership)
             self.journal.reset(base, self.journal_done)
         if ready.needs_disk:
+            self._saves.append(self.scheduler.time())
             self.journal.save(
                 ready.hard_state, ready.entries, lambda error: self._saved(ready, error)
             )
@@ -430,6 +454,7 @@ class Replica:
         if error is not None:
             self.fail_disk(error)
             return
+        self._saves.popleft()
         for message in self.raft.advance(ready):
             self._post(message)
         self.wake()
@@ -452,6 +477,7 @@ class Replica:
         self.watches.wake()
         if membership_changed:
             self.peers.refresh()
+            self.sessions.members_changed()
         self.admin.sweep(self.scheduler.time())
         if self.is_leader and not self._spread_due:
             self._spread_due = True
@@ -544,6 +570,7 @@ class Replica:
             text = "the cluster removed this node; its data is set aside at the next start"
             self.intake.closing = True
             self.desk.fail_all()
+            self.sessions.fail_all()
             self.fail(Removed(text, served=served))
 
         self.identity.set_aside(marked)

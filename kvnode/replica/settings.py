@@ -56,5 +56,7 @@ class ReplicaSettings:
     """Tombstones are reaped after this age, in steps of the interval (spec §2.3)."""
     compare_interval_s: float = 5.0
     """How often the leader compares its members' data (RC-74)."""
+    disk_stall_s: float = 5.0
+    """A leader whose oldest save has waited for this long hands over."""
     stop_wait_s: float = 3.0
     """How long a stopping leader waits for its successor."""

@@ -402,3 +402,16 @@ def test_a_loop_that_stood_still_is_said(cluster: Cluster) -> None:
     cluster.run(1.0)
     assert [2.5 < fields["seconds"] < 3.0 for fields in leader.events("loop_stalled")] == [True]
     assert cluster.machines[1].events("loop_stalled") == []
+
+
+def test_a_leader_whose_disk_hangs_hands_over(cluster: Cluster) -> None:
+    """RC-69: it would heart-beat on, commit through the others, and answer nobody."""
+    leader = cluster.machines[0]
+    leader.journal.queue.hold = True
+    answers = leader.write(b"k")
+    cluster.until(lambda: cluster.machines[0].replica.raft.role is not Role.LEADER, 60.0)
+    cluster.until(lambda: cluster.leader() not in (None, leader))
+    assert leader.events("disk_stalled")
+    leader.journal.queue.hold = False
+    leader.journal.queue.release()
+    cluster.until(lambda: answers.calls)
