@@ -293,8 +293,8 @@ class Formation:
     def _found(self, pledge: Pledge) -> None:
         """Everybody is bound: write the cluster's first entry, then its id."""
         replica = self._replica
-        if replica.stopped or self.pledge != pledge:
-            self._again()
+        assert self.pledge == pledge, "a promised node promises itself to no other"
+        if replica.stopped:
             return
         replica.found_cluster(pledge.members, lambda: self._adopt(pledge.cluster_id))
 

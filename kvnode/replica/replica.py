@@ -79,7 +79,7 @@ FIRST_TERM = Term(1)
 class Replica:
     """One node of the cluster; see ``replica.facade`` for what the rooms above may ask."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  # a list of parts, read from top to bottom
         self,
         *,
         settings: ReplicaSettings,
@@ -138,8 +138,7 @@ class Replica:
         self.forwarder = Forwarder(settings, self.desk, transport, self.wake)
         self.contact = Contact(scheduler)
 
-        self.state = "starting"
-        self.reason = ""
+        self.state, self.reason = "starting", ""
         self.stopped = False
         self.write_refusal = ""
         """Why writes that add data are refused (RC-70); empty: they are taken. Set by the agent."""
@@ -341,7 +340,11 @@ class Replica:
     def _watch_disk(self, now: float) -> None:
         """A leader whose disk hangs would go on to lead, and answer nobody: hand over (RC-69)."""
         stalled = now - self._saves[0] if self._saves else 0.0
-        if stalled > self.settings.disk_stall_s and self.is_leader and not self.raft.is_transferring:
+        if (
+            stalled > self.settings.disk_stall_s
+            and self.is_leader
+            and not self.raft.is_transferring
+        ):
             self.trace("disk_stalled", {"seconds": round(stalled, 3), "term": self.raft.term})
             self.admin.transfer_here(None, lambda _value, _error: None)
 
@@ -510,8 +513,6 @@ class Replica:
         self.wake()
 
     def _release_reads(self) -> None:
-        if self.receiver.loading:
-            return
         for read in self.desk.release(Index(self.store.applied_index)):
             self.desk.finish(read, LINEARIZABLE)
 

@@ -82,6 +82,16 @@ def test_two_who_differ_are_an_alarm_and_nobody_stops() -> None:
     assert leader.replica.status().reason == ""
 
 
+def test_a_learner_does_not_make_a_majority() -> None:
+    cluster = start(2, promote_stable_s=1000.0)
+    new = cluster.add("n9")
+    new.start()
+    cluster.until(lambda: new.replica.store.applied_index)
+    diverge(cluster.machines[1])
+    traffic(cluster)
+    assert [machine.fatal for machine in cluster.machines] == [None] * 3
+
+
 def test_a_learner_that_differs_stops_and_has_no_vote_on_who_is_right() -> None:
     cluster = start(promote_stable_s=1000.0)
     new = cluster.add("n9")

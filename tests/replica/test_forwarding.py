@@ -20,7 +20,7 @@ from kvnode.errors import (
     Timeout,
 )
 from kvnode.ports import Done
-from kvnode.raft.types import Index
+from kvnode.raft.types import Index, NodeId
 from kvnode.replica.codec import encode
 from kvnode.replica.forwarding import READ_REQUESTS_MAX, WRITE_REQUESTS_MAX, Forwarder
 from kvnode.replica.requests import Desk, ReadRequest, WriteRequest
@@ -333,6 +333,19 @@ def test_a_leader_that_falls_silent_costs_an_election_and_not_its_windows() -> N
     assert cluster.world.now - began < 1.0
     cluster.until(lambda: all(found.calls for found in reads), 1.0)
     assert all(found.error is None for found in reads)
+
+
+def test_reads_that_a_silent_leader_has_are_taken_over_by_whoever_leads_next() -> None:
+    """Also when nothing else is asked, and the next leader is the asking node itself."""
+    cluster = Cluster(3, read_index_timeout_s=100.0).found()
+    n0 = cluster.led_by(0)
+    n0.clock.pause()
+    n1 = cluster.machines[1]
+    answers = n1.read()
+    cluster.run(0.01)
+    n1.replica.raft.report_unreachable(NodeId("n0"))
+    cluster.until(lambda: answers.calls, 6.0)
+    assert answers.error is None
 
 
 def test_held_requests_fail_with_no_leader_after_the_wait() -> None:

@@ -14,8 +14,8 @@ from kvnode.errors import (
     NotLeader,
     Removed,
 )
-from kvnode.raft.messages import AppendEntriesReply, Heartbeat, Vote, VoteReply
-from kvnode.raft.types import Index, LogId, NodeId, Role, Term
+from kvnode.raft.messages import AppendEntriesReply, Heartbeat, InstallSnapshot, Vote, VoteReply
+from kvnode.raft.types import Index, LogId, NodeId, Role, SnapshotMeta, Term
 from kvnode.replica.facade import Consistency
 from kvnode.store.commands import KvDelete
 from tests.replica.harness import Answers, Cluster, Machine
@@ -174,6 +174,20 @@ def test_messages_made_in_the_turn_that_fails_stay_here(cluster: Cluster) -> Non
     assert len(messages) == count
 
 
+def test_what_is_posted_after_the_end_stays_here(cluster: Cluster) -> None:
+    """A part that a message was given to may find that the node must stop."""
+    leader = cluster.machines[0]
+    replica, raft = leader.replica, leader.replica.raft
+    messages = sent(leader)
+    stop: Any = lambda _message: replica.fail(InvariantBroken("found on the way"))  # noqa: E731
+    replica.sender.start = stop  # type: ignore[method-assign]
+    meta = SnapshotMeta(raft.log.base, raft.membership)
+    replica._post(InstallSnapshot(raft.id, NodeId("n1"), raft.term, meta))
+    replica._post(Heartbeat(raft.id, NodeId("n1"), raft.term, Index(0), 0))
+    replica._send_outbox()
+    assert messages == []
+
+
 def test_two_leaders_of_one_term_stop_the_node_that_sees_it(cluster: Cluster) -> None:
     """RC-75."""
     leader, other, _ = cluster.machines
@@ -232,6 +246,21 @@ def test_stale_reads_are_answered_without_anybody(cluster: Cluster) -> None:
     cluster.run(0.01)
     assert answers.value.known_leader is False
     assert answers.value.last_contact_ms > 2000
+
+
+def test_a_write_in_the_log_has_its_own_time(cluster: Cluster) -> None:
+    """The time to wait for a leader is over once there is one."""
+    leader, *others = cluster.machines
+    for machine in others:
+        machine.journal.queue.hold = True
+    answers = leader.write(b"k")
+    cluster.run(leader.settings.leader_wait_s + 1.0)
+    assert answers.calls == 0
+    for machine in others:
+        machine.journal.queue.hold = False
+        machine.journal.queue.release()
+    cluster.until(lambda: answers.calls)
+    assert answers.error is None
 
 
 def test_ready_means_to_have_got_where_the_cluster_was(cluster: Cluster) -> None:

@@ -137,11 +137,10 @@ def test_a_sweep_before_the_first_deadline_looks_at_nothing(desk: Desk) -> None:
 
 
 def test_the_earliest_deadline_is_found_anew_after_a_sweep(desk: Desk) -> None:
-    early, late = write(desk, 1.0)[1], write(desk, 2.0)[1]
-    desk.sweep(1.0)
-    assert (early.calls, late.calls) == (1, 0)
-    desk.sweep(2.0)
-    assert late.calls == 1
+    answers = [write(desk, deadline)[1] for deadline in (3.0, 1.0, 2.0)]
+    for now, answered in ((1.0, [0, 1, 0]), (2.0, [0, 1, 1]), (3.0, [1, 1, 1])):
+        desk.sweep(now)
+        assert [found.calls for found in answers] == answered
 
 
 def test_what_is_put_back_waits_before_what_came_later(desk: Desk) -> None:
