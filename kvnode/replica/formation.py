@@ -349,9 +349,17 @@ class Formation:
         replica.transport.request_address(hello.address, "join", payload, timeout, answered)
 
     def greeted(self, hello: Hello) -> None:
-        """A peer introduced itself: if it is the cluster of our pledge, this node belongs to it."""
-        pledge = self.pledge if not self._replica.cluster_id else None
-        if pledge is not None and hello.cluster_id == pledge.cluster_id:
+        """A peer introduced itself: if it is the cluster of our pledge, this node belongs to it.
+
+        Unless this node is the one to found it: then nobody else can know it yet.
+        """
+        replica = self._replica
+        pledge = self.pledge if not replica.cluster_id else None
+        if (
+            pledge is not None
+            and pledge.bootstrapper != replica.raft.id
+            and hello.cluster_id == pledge.cluster_id
+        ):
             self._adopt(pledge.cluster_id)
 
     def _adopt(self, cluster_id: str) -> None:

@@ -426,6 +426,21 @@ def test_a_node_is_greeted_by_the_cluster_of_its_pledge_and_belongs() -> None:
     assert n1.record.pledge == ""
 
 
+def test_nobody_can_talk_a_bootstrapper_into_its_own_cluster_before_it_is_founded() -> None:
+    cluster = start()
+    n0, n1, n2 = cluster.machines
+    n2.identity.queue.hold = True  # not everybody has said yes
+    cluster.until(lambda: n0.record.pledge)
+    mine = Pledge.decode(n0.record.pledge)
+    n0.replica.formation.greeted(hello(n1, cluster_id=mine.cluster_id))
+    cluster.run(0.1)
+    assert not n0.record.cluster_id
+    n2.identity.queue.hold = False
+    n2.identity.queue.release()
+    cluster.until(lambda: formed(cluster))
+    check_one_cluster(cluster)
+
+
 def test_a_voter_that_never_heard_of_its_cluster_is_let_in_without_a_leader() -> None:
     """Its vote may be the one that the others need; nobody leads, so nobody could admit it."""
     cluster = Cluster(3)
