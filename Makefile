@@ -12,7 +12,7 @@ HTTP_PORT ?= 8500
 PEER_PORT ?= 8300
 PYTEST_ARGS ?=
 
-.PHONY: help up down status logs check test bench format docs install install-dev system-packages
+.PHONY: help up down status logs check test bench format docs install install-dev system-packages tools
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -25,6 +25,9 @@ install-dev: ## the same with what the tests need
 
 system-packages: ## programs that some tests and benchmarks use (root: installs them)
 	@sh scripts/system-packages.sh
+
+tools: install-dev ## helm, kubectl and promtool for the Kubernetes tests, into .cache/tools
+	@$(BIN)/python scripts/fetch_tools.py
 
 up: install ## start NODES=3 nodes in the background on DATA=data, wait for a leader
 	@$(BIN)/kvnode dev --detach --nodes $(NODES) --data-dir $(DATA) --http-port $(HTTP_PORT) --peer-port $(PEER_PORT)
@@ -50,7 +53,7 @@ lint: install-dev ## lint, format, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install-dev system-packages ## everything: checks, then all tests with real processes and faults
+test: install-dev system-packages tools ## everything: checks, then all tests with real processes and faults
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -m "" $(PYTEST_ARGS)
 
@@ -61,5 +64,6 @@ format: install-dev ## put the source in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: install-dev ## write docs/configuration.md again
+docs: install-dev ## write docs/configuration.md and the chart's README again
 	$(BIN)/python -m kvnode.config.documentation > docs/configuration.md
+	$(BIN)/python scripts/chart_docs.py

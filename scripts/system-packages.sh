@@ -5,7 +5,7 @@
 set -u
 
 # command:package
-wanted="dnsmasq:dnsmasq-base wrk:wrk strace:strace ip:iproute2 etcd:etcd-server mkfs.ext4:e2fsprogs curl:curl faketime:faketime"
+wanted="dnsmasq:dnsmasq-base wrk:wrk strace:strace ip:iproute2 etcd:etcd-server mkfs.ext4:e2fsprogs curl:curl faketime:faketime podman:podman runc:runc mmdebstrap:mmdebstrap"
 
 packages=""
 commands=""

@@ -46,8 +46,8 @@ Name, namespace, labels and annotations of an object:
   "app.kubernetes.io/version" .root.Chart.AppVersion
   "app.kubernetes.io/component" (.component | default "server") -}}
 {{- $release := include "kvnode.releaseLabels" .root | fromYaml -}}
-name: {{ .name }}
-namespace: {{ .root.Release.Namespace }}
+name: {{ .name | quote }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- toYaml (merge $release $own (.labels | default dict) .root.Values.commonLabels) | nindent 2 }}
 {{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
@@ -77,7 +77,7 @@ annotations:
 {{- if eq . "-" -}}
 storageClassName: ""
 {{- else if . -}}
-storageClassName: {{ . }}
+storageClassName: {{ . | quote }}
 {{- end -}}
 {{- end -}}
 
