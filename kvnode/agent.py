@@ -27,6 +27,7 @@ import structlog
 
 from kvnode import __version__
 from kvnode.addresses import Address
+from kvnode.agent_healing import heal
 from kvnode.agent_metrics import DiskCollector, TransportCollector
 from kvnode.agent_settings import (
     discovery,
@@ -68,6 +69,10 @@ from kvnode.transport.tcp import TcpTransport
 _LOG = structlog.get_logger("kvnode.agent")
 
 _SWITCH_INTERVAL_S = 0.0005
+_HAS_SET_ASIDE = (
+    "data of an earlier incarnation were set aside here: this node only joins. To found a new cluster, "
+    "move them out of the directory"
+)
 _LEAVE_S = 5.0
 """How long ``agent/leave`` tries to be removed before it stops anyway."""
 
@@ -96,6 +101,12 @@ def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
             _LOG.warning(notice.event, detail=notice.detail)
         try:
             with _pid_file(config.pid_file), asyncio.Runner(loop_factory=_new_loop()) as runner:
+                agent = Agent(config, logs, read_again)
+                try:
+                    return runner.run(agent.run())
+                except CorruptLog as error:
+                    if not config.heal_corruption or not runner.run(agent.heal(error)):
+                        raise
                 return runner.run(Agent(config, logs, read_again).run())
         except (BadRequest, SettingError) as error:
             _LOG.error("settings_refused", error=str(error))
@@ -124,6 +135,7 @@ class Agent:
         self._read_again = read_again
         self._stop = asyncio.Event()
         self._replica: Replica | None = None
+        self._data_dir: DataDir | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -134,12 +146,16 @@ class Agent:
             OSError: A port cannot be bound.
         """
         config, loop = self._config, asyncio.get_running_loop()
+        self._loop = loop
         _tune_interpreter()
         loop.set_exception_handler(self._callback_failed)
         self._take_signals(loop)
         async with AsyncExitStack() as parts:
-            data_dir = DataDir.open(config.data_dir, config.node_name)
+            self._data_dir = data_dir = DataDir.open(config.data_dir, config.node_name)
             parts.callback(data_dir.close)
+            expect = config.bootstrap_expect if data_dir.may_found else 0
+            if expect != config.bootstrap_expect:
+                _LOG.warning("founding_ruled_out", reason=_HAS_SET_ASIDE, path=data_dir.path)
             for warning in data_dir.warnings:
                 _LOG.warning("directory_noted", detail=warning)
             if data_dir.set_aside:
@@ -160,7 +176,7 @@ class Agent:
                 boot=record.boot,
                 address=str(peer_address(config)),
                 http_address=http_address(config, config.http_port),
-                expect=config.bootstrap_expect,
+                expect=expect,
             )
             transport = TcpTransport(
                 hello, bind_host=config.bind, bind_port=config.peer_port, resolve=resolver(config)
@@ -169,11 +185,13 @@ class Agent:
 
             parts.push_async_callback(self._discovery.close)
             replica = Replica(
-                settings=replica_settings(config),
+                settings=replace(replica_settings(config), expect=expect),
                 identity=data_dir.identity_store(worker),
                 recovered=recovered,
                 journal=journal,
-                engines=RocksEngineFactory(Path(data_dir.state_path), rocks_settings(config)),
+                engines=RocksEngineFactory(
+                    Path(data_dir.state_path), rocks_settings(config), self._state_damaged
+                ),
                 snapshots=FileSnapshotStore(OsFileSystem(), data_dir.snapshots_path),
                 worker=worker,
                 transport=transport,
@@ -222,6 +240,17 @@ class Agent:
             await self._hand_over(replica)
         _LOG.info("node_stopped")
         return 0
+
+    async def heal(self, error: CorruptLog) -> bool:
+        """After ``run`` raised: set the damaged data aside if that is safe, or until told to stop."""
+        work = asyncio.create_task(heal(self._config, error), name="heal")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        for task in (work, stop):
+            if not task.done():
+                task.cancel()
+        await asyncio.wait((work, stop))
+        return not work.cancelled() and work.result()
 
     async def _start(self, replica: Replica, transport: TcpTransport, http: HttpServer) -> None:
         """Listen, then speak: peers are told an HTTP address that answers already."""
@@ -319,11 +348,26 @@ class Agent:
         """End the process now: nothing may be said that the disk does not hold (RC-8)."""
         advice = _advice(error, self._config)
         _LOG.error("node_must_stop", reason=type(error).__name__, error=str(error), advice=advice)
-        if isinstance(error, Removed) and not error.served:
-            # An old volume came back: the same process starts over as a new member.
+        came_back = isinstance(error, Removed) and not error.served
+        if came_back or (isinstance(error, CorruptLog) and self._config.heal_corruption):
+            # An old volume came back, or damage was marked: the same process starts over.
             self._logs.close()
             os.execv(sys.executable, sys.orig_argv)
         self._exit(1)
+
+    def _state_damaged(self, error: CorruptLog) -> None:
+        """Somebody read a damaged part of the state: a request, a snapshot, an apply; in any thread.
+
+        The next start would not notice, so it is written down first (RC-71).
+        """
+        assert self._data_dir is not None, "opened before the engine"
+        self._data_dir.mark_damaged(error)
+        with suppress(RuntimeError):  # the loop is closed: the node has stopped already
+            self._loop.call_soon_threadsafe(self._stop_damaged, error)
+
+    def _stop_damaged(self, error: CorruptLog) -> None:
+        if self._replica is not None:
+            self._replica.fail(error)
 
     def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A call-back raised. A broken assertion means that going on could destroy data (RC-75)."""
@@ -426,8 +470,9 @@ def _advice(error: MustStop, config: Config) -> str:
             )
         case CorruptLog():
             return (
-                f"while the other nodes have a leader: move {config.data_dir} aside and start the node "
-                "again; it joins as a new member and copies the data. Keep the old files until then"
+                "while the other nodes have a leader: start this node with --heal-corruption; it sets its "
+                f"data aside inside {config.data_dir}, joins as a new member and copies them anew. "
+                "Otherwise keep the files: they may be all there is"
             )
         case DirectoryInUse():
             return f"stop the other process, or give this one a --data-dir other than {config.data_dir}"

@@ -368,6 +368,13 @@ class Config:
         lo=64 * _KIB,
         hi=64 * _GIB,
     )
+    heal_corruption: bool = _setting(
+        False,
+        "When this node's data are found damaged at start, and the others have a lasting leader: set them "
+        "aside (nothing is deleted), join as a new member, copy the leader's data. Once per directory. "
+        "Otherwise such a node refuses to start.",
+        section=_STORAGE,
+    )
     write_buffer_bytes: int = _setting(
         16 * _MIB,
         "RocksDB's write buffer; never more than an eighth of the volume.",

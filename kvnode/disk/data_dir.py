@@ -5,7 +5,8 @@ identity.json   who this node is
 raft/           the journal: log segments, base, hard state
 state/          the state engine's
 snapshots/      received snapshots
-set-aside-…/    data of incarnations that were removed; never read again, never deleted
+DAMAGED         damage that was found while running; see ``quarantine``
+set-aside-…/    data of incarnations that were removed or damaged; never read again, never deleted
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from kvnode.disk.files import FileSystem, OsFileSystem
 from kvnode.disk.identity import IdentityFile, OpenedIdentity, open_identity, write_identity
 from kvnode.disk.journal import JournalCore, open_journal
 from kvnode.disk.lock import DirectoryLock
-from kvnode.errors import DiskFailed, DiskFull
+from kvnode.disk.quarantine import check_mark, has_set_aside, mark, set_damaged_aside
+from kvnode.errors import CorruptLog, DiskFailed, DiskFull, KvnodeError
 from kvnode.ports import IdentityRecord, Recovered, Worker
 
 T = TypeVar("T")
@@ -60,6 +62,9 @@ class DataDir:
         self.snapshots_path = f"{path}/snapshots"
         self.set_aside = opened.set_aside
         """Where the data of a removed incarnation were just moved to; empty: nowhere."""
+        self.may_found = not has_set_aside(fs, path)
+        """Whether this node may found a cluster. Not where an earlier incarnation's data were set aside:
+        that one was a member of a cluster, which may still be found, and a new one would hide it."""
         self.warnings = warnings
         """Sentences that the operator should see at start."""
 
@@ -90,6 +95,7 @@ class DataDir:
         _make_usable(path)
         lock = DirectoryLock.take(path)
         try:
+            check_mark(files, path)
             warnings = _warnings(path, locked=lock.locked)
             opened = _give_way(
                 files, path, warnings, lambda: open_identity(files, path, name, new_node_id)
@@ -98,6 +104,26 @@ class DataDir:
             lock.release()
             raise
         return DataDir(files, path, lock, opened, warnings)
+
+    @staticmethod
+    def set_damaged_aside(path: str, error: CorruptLog) -> str:
+        """Lock the directory and move its damaged data away; returns where to. See ``quarantine``.
+
+        Raises:
+            DirectoryInUse: Another process has it.
+            DiskFailed: It was damaged before, or cannot be written.
+        """
+        path = os.path.abspath(path)
+        lock = DirectoryLock.take(path)
+        try:
+            return set_damaged_aside(OsFileSystem(), path, str(error))
+        finally:
+            lock.release()
+
+    def mark_damaged(self, error: CorruptLog) -> None:
+        """Keep this node from starting on these data again. Any thread; it is about to stop."""
+        with contextlib.suppress(KvnodeError):
+            mark(self._fs, self.path, str(error))
 
     @property
     def record(self) -> IdentityRecord:

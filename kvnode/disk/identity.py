@@ -95,6 +95,17 @@ def open_identity(
     return OpenedIdentity(identity, not identity.log_made, aside)
 
 
+def read_identity(fs: FileSystem, directory: str) -> Identity | None:
+    """Read the identity without changing anything; None: there is none.
+
+    Raises:
+        CorruptLog: It is damaged.
+        ForeignDirectory: It is of an unknown format.
+    """
+    path = f"{directory}/{IDENTITY_NAME}"
+    return _read(fs, path) if fs.exists(path) else None
+
+
 def write_identity(fs: FileSystem, directory: str, identity: Identity) -> None:
     """Replace the identity file, durably and atomically."""
     write_whole(fs, directory, IDENTITY_NAME, _encode(identity))
