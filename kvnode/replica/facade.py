@@ -13,6 +13,7 @@ from kvnode.ports import Done
 from kvnode.raft.types import Index, NodeId, Role, Term
 from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command, Result
+from kvnode.store.records import Session
 from kvnode.store.store import Store
 
 
@@ -131,6 +132,16 @@ class ReplicaFacade(Protocol):
 
     def read(self, consistency: Consistency, done: Done[ReadView]) -> None:
         """Wait until this node's store may be read; read it inside ``done``, synchronously."""
+        ...
+
+    def renew_session(self, session_id: str, done: Done[Session]) -> None:
+        """Restart a session's clock (spec §5.4), from any node: no log entry.
+
+        Answered once the leader was confirmed after the call (RC-61). ``done(None, None)``: there is
+        no such session, or it is about to end. An id has 36 characters.
+
+        Errors: ``NoLeader``, ``Overloaded``, ``BadRequest``. Trying again is always safe.
+        """
         ...
 
     def status(self) -> Status:

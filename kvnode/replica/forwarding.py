@@ -28,7 +28,7 @@ from kvnode.raft.types import Index, NodeId
 from kvnode.replica.codec import decode_foreign, decode_result, encode_result
 from kvnode.replica.requests import SENT, Desk, ReadRequest, WriteRequest
 from kvnode.replica.settings import ReplicaSettings
-from kvnode.store.commands import Result
+from kvnode.store.commands import Result, Txn
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
@@ -108,7 +108,7 @@ class Forwarder:
         size = 0
         queue = self._desk.writes
         while queue and len(batch) < WRITES_PER_REQUEST_MAX:
-            size += len(queue[0].data)
+            size += _weight(queue[0])
             if batch and size > self._settings.forward_batch_bytes_max:
                 break
             request = queue.popleft()
@@ -187,6 +187,12 @@ class Forwarder:
 
         timeout = self._settings.read_index_timeout_s
         self._transport.request(leader, "read_index", None, timeout, answered)
+
+
+def _weight(request: WriteRequest) -> int:
+    """Return how many bytes a write may need on the way there, or on the way back."""
+    command = request.command
+    return len(request.data) + (command.read_bytes_max if type(command) is Txn else 0)
 
 
 def _is_answer_list(answers: Any, count: int) -> bool:

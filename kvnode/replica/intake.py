@@ -10,10 +10,14 @@ from kvnode.raft.types import Index
 from kvnode.replica.codec import encode
 from kvnode.replica.facade import Consistency, ReadView
 from kvnode.replica.requests import IN_CORE, ReadRequest, WriteRequest
-from kvnode.store.commands import Command, KvSet, Result
+from kvnode.store.commands import Command, KvLock, Result, Txn, adds_data
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
+
+
+_JUDGED = frozenset({KvLock, Txn})
+"""Commands that may lock keys."""
 
 
 class Intake:
@@ -36,7 +40,7 @@ class Intake:
     ) -> None:
         """Queue a write for this turn."""
         replica = self._replica
-        if replica.write_refusal and isinstance(command, KvSet):
+        if replica.write_refusal and adds_data(command):
             error = DiskNearlyFull(replica.write_refusal)
             replica.scheduler.call_soon(done, None, error)
             return
@@ -97,8 +101,13 @@ class Intake:
         replica = self._replica
         desk = replica.desk
         batch = desk.take_writes()
+        data = [request.data for request in batch]
+        if any(type(request.command) in _JUDGED for request in batch):
+            batch, data = self._judge(batch)
+            if not batch:
+                return
         try:
-            last = replica.raft.propose([request.data for request in batch])
+            last = replica.raft.propose(data)
         except Overloaded as error:
             for request in batch:
                 desk.finish(request, None, error)
@@ -108,3 +117,26 @@ class Intake:
         for offset, request in enumerate(batch):
             request.deadline = deadline
             desk.proposed(Index(first + offset), last.term, request)
+
+    def _judge(self, batch: list[WriteRequest]) -> tuple[list[WriteRequest], list[bytes]]:
+        """Let the leader's clock decide which locks may be proposed (RC-62); answer the others.
+
+        Returns:
+            The requests that remain, and the data to propose for each.
+        """
+        replica = self._replica
+        kept: list[WriteRequest] = []
+        data: list[bytes] = []
+        for request in batch:
+            command = request.command
+            if isinstance(command, (KvLock, Txn)):
+                verdict = replica.sessions.delays.judge(command)
+                if isinstance(verdict, Result):
+                    replica.desk.finish(request, verdict)
+                    continue
+                request.command = verdict
+                data.append(encode(verdict))
+            else:
+                data.append(request.data)
+            kept.append(request)
+        return kept, data

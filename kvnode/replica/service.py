@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Reply = Callable[[Any], None]
 Fail = Callable[[KvnodeError], None]
 
-MEMBERS_ONLY = frozenset({"write", "read_index", "remove", "transfer", "join_hop", "diverged"})
+MEMBERS_ONLY = frozenset(
+    {"write", "read_index", "renew", "remove", "transfer", "join_hop", "diverged"}
+)
 """Methods that only a node of the same cluster may ask for."""
 
 
@@ -34,6 +36,7 @@ class Service:
             "join_hop": self._join_hop,
             "write": self._write,
             "read_index": self._read_index,
+            "renew": self._renew,
             "remove": self._remove,
             "transfer": self._transfer,
             "pod": self._pod,
@@ -109,6 +112,9 @@ class Service:
     def _diverged(self, sender: Hello, payload: Any, reply: Reply, _fail: Fail) -> None:
         if not self._replica.comparison.told(sender.node_id, payload):
             reply(True)
+
+    def _renew(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        self._replica.sessions.serve(payload, _answer(reply, fail))
 
     def _remove(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         self._replica.steward.remove(NodeId(str(payload)), _answer(reply, fail))

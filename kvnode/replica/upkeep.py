@@ -36,6 +36,7 @@ class Upkeep:
         self._compact(now)
         if self._replica.raft.role is Role.LEADER:
             self._reap(now)
+            self._replica.sessions.reap()
         else:
             self._ages.clear()
 
