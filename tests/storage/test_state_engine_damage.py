@@ -41,9 +41,28 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(engine, 1, BATCHES)
     engine.flush()
     # The files as they are now are what the system's cache holds if the process ends at this line.
-    shutil.copytree(root / "state", root / "crashed")
+    copy_still(root / "state", root / "crashed")
     engine.close()
     return root / "crashed"
+
+
+def copy_still(source: Path, target: Path) -> None:
+    """Copy a live engine's files at a moment when its background work leaves them alone."""
+
+    def facts() -> list[tuple[str, int, int]]:
+        found = [path for path in source.rglob("*") if path.is_file()]
+        return sorted((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found)
+
+    for _ in range(100):
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            before = facts()
+            shutil.copytree(source, target)
+            if facts() == before:
+                return
+        except (OSError, shutil.Error):
+            continue
+    raise AssertionError("the engine's files never stood still")
 
 
 def damaged(rng: random.Random, source: Path, target: Path, name: str) -> str:
