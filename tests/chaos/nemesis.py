@@ -441,12 +441,12 @@ class Nemesis:
     async def clock_jump_one(self) -> str:
         victim, _ = await self._victim()
         words = self._jump([victim])
-        await self._hold(2.0, 4.0)
+        await self._hold(2.5, 4.5)  # libfaketime looks every second or two
         return words
 
     async def clock_jump_all(self) -> str:
         words = self._jump(list(self.cluster.lab_nodes))
-        await self._hold(2.0, 4.0)
+        await self._hold(2.5, 4.5)  # libfaketime looks every second or two
         return words
 
 
