@@ -1,8 +1,9 @@
 """Where peers may be found: a book of hints, never of identities (RC-53).
 
 Sources, best first: what discovery names after the member, what the peer itself said when it last
-introduced itself, what the membership remembers from the day it joined, and any other address that
-discovery gave. A connection to the wrong node is noticed by its introduction and costs nothing.
+introduced itself (to us, or to somebody who told us: two nodes that moved while they did not see each
+other have no other way), what the membership remembers from the day it joined, and any other address
+that discovery gave. A connection to the wrong node is noticed by its introduction and costs nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class AddressBook:
     def __init__(self) -> None:
         """Know nobody."""
         self._heard: OrderedDict[NodeId, Hello] = OrderedDict()
+        self._told: OrderedDict[NodeId, tuple[int, str]] = OrderedDict()
+        """Boot number and address that others heard, where they are newer than what we heard."""
         self.seeds: list[str] = []
         """What discovery answered last, in its order."""
 
@@ -36,7 +39,20 @@ class AddressBook:
         self._heard[hello.node_id] = hello
         if len(self._heard) > KNOWN_MAX:
             self._heard.popitem(last=False)
+        told = self._told.get(hello.node_id)
+        if told is not None and told[0] <= hello.boot:
+            del self._told[hello.node_id]
         return known is None or known != hello
+
+    def tell(self, node_id: NodeId, boot: int, address: str) -> bool:
+        """Remember what somebody else heard. Returns whether it is newer than what is known here."""
+        heard, told = self._heard.get(node_id), self._told.get(node_id)
+        if (heard is not None and heard.boot >= boot) or (told is not None and told[0] >= boot):
+            return False
+        self._told[node_id] = boot, address
+        if len(self._told) > KNOWN_MAX:
+            self._told.popitem(last=False)
+        return True
 
     def heard(self, node_id: NodeId) -> Hello | None:
         """The last introduction of a node."""
@@ -53,6 +69,8 @@ class AddressBook:
         found: list[str] = []
         if member is not None:
             found += [seed for seed in self.seeds if host_label(seed) == member.name]
+        if node_id in self._told:
+            found.append(self._told[node_id][1])
         hello = self._heard.get(node_id)
         if hello is not None:
             found.append(hello.address)

@@ -10,6 +10,7 @@ from kvnode.ports import Hello
 from kvnode.raft.types import Index, Member, NodeId
 from kvnode.replica import pods
 from kvnode.replica.forwarding import serve_writes
+from kvnode.replica.peers import where
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
@@ -18,7 +19,7 @@ Reply = Callable[[Any], None]
 Fail = Callable[[KvnodeError], None]
 
 MEMBERS_ONLY = frozenset(
-    {"write", "read_index", "renew", "remove", "transfer", "join_hop", "diverged"}
+    {"write", "read_index", "renew", "remove", "transfer", "join_hop", "diverged", "where"}
 )
 """Methods that only a node of the same cluster may ask for."""
 
@@ -42,6 +43,7 @@ class Service:
             "pod": self._pod,
             "digest": self._digest,
             "diverged": self._diverged,
+            "where": self._where,
         }
 
     def handle(self, sender: Hello, method: str, payload: Any, reply: Reply, fail: Fail) -> None:
@@ -112,6 +114,13 @@ class Service:
     def _diverged(self, sender: Hello, payload: Any, reply: Reply, _fail: Fail) -> None:
         if not self._replica.comparison.told(sender.node_id, payload):
             reply(True)
+
+    def _where(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        answer = where(self._replica.book, payload)
+        if answer is None:
+            fail(RemoteProtocolError("a question about addresses has the wrong form"))
+        else:
+            reply(answer)
 
     def _renew(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         self._replica.sessions.serve(payload, _answer(reply, fail))

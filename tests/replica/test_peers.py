@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvnode.raft.types import NodeId
+from kvnode.replica.peers import _take
 from tests.replica.harness import Cluster, Machine
 
 
@@ -85,3 +88,40 @@ def test_who_is_pledged_stays_connected_with_the_others() -> None:
     cluster.machines[2].identity.queue.hold = True
     cluster.until(lambda: cluster.machines[1].record.pledge)
     assert peers(cluster.machines[1]) == ["n0", "n2"]
+
+
+def moved(machine: Machine, address: str) -> None:
+    machine.kill()
+    machine.address = address
+    machine.start()
+
+
+@pytest.mark.parametrize("has_discovery", [True, False])
+def test_two_that_moved_out_of_each_others_sight_find_each_other_through_a_third(
+    has_discovery: bool,
+) -> None:
+    """Discovery knows old addresses only; the third node was greeted from both new ones."""
+    cluster = Cluster(3, has_discovery=has_discovery).found()
+    cluster.led_by(2)
+    for machine in cluster.machines:
+        machine.seeds = ["n0:1", "n1:1", "n2:1"]
+    one, two, third = cluster.machines
+    one.kill()
+    moved(two, "new-two:1")
+    cluster.until(lambda: third.transport.connected().get(NodeId("n1")))
+    one.address = "new-one:1"
+    one.start()
+    cluster.until(lambda: one.transport.connected().get(NodeId("n1")))
+    cluster.until(lambda: two.transport.connected().get(NodeId("n0")))
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 3, [3], [["n1"]], [["n1", "1", "x:1"]], [["n9", 9, "x:1"]], [["n1", 9, ""]]]
+)
+def test_a_nonsensical_answer_about_addresses_changes_nothing(answer: object) -> None:
+    cluster = Cluster(3).found()
+    machine = cluster.led_by(0)
+    book = machine.replica.book
+    before = book.candidates(NodeId("n1"), machine.replica.raft.membership, "")
+    assert not _take(book, [NodeId("n1")], answer)
+    assert book.candidates(NodeId("n1"), machine.replica.raft.membership, "") == before

@@ -67,3 +67,20 @@ def test_the_book_is_bounded() -> None:
 def test_labels_of_hosts() -> None:
     assert host_label("kv-1.kv.default.svc:8300") == "kv-1"
     assert host_label("localhost:8300") == "localhost"
+
+
+def test_what_others_heard_counts_while_it_is_newer() -> None:
+    """By the number of the start: an address changes with a restart only."""
+    book = AddressBook()
+    book.learn(hello(1, "old:1"))
+    assert not book.tell(NodeId("id1"), 1, "as-old:1")
+    assert book.tell(NodeId("id1"), 3, "new:1")
+    assert not book.tell(NodeId("id1"), 2, "older:1")
+    assert book.candidates(NodeId("id1"), MEMBERSHIP, "own:1") == (
+        "new:1", "old:1", "10.0.0.1:8300"
+    )  # fmt: skip
+    book.learn(hello(1, "itself:1")._replace(boot=3))
+    assert book.candidates(NodeId("id1"), MEMBERSHIP, "own:1")[0] == "itself:1"
+    for number in range(KNOWN_MAX + 10):
+        book.tell(NodeId(f"x{number}"), 1, "x:1")
+    assert len(book._told) <= KNOWN_MAX

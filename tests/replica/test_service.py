@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvnode.errors import KvnodeError, MembershipRefused, NotLeader
+from kvnode.errors import KvnodeError, MembershipRefused, NotLeader, RemoteProtocolError
 from kvnode.ports import Hello
 from kvnode.raft.types import NodeId
 from kvnode.replica.service import MEMBERS_ONLY, Service
@@ -62,6 +62,13 @@ def test_a_digest_is_told_for_an_index_that_is_known(cluster: Cluster) -> None:
     assert len(ask(cluster, 0, "digest", applied).value) == 32
     for index in (applied + 1, -1, "1", None, True):
         assert ask(cluster, 0, "digest", index).value in ("", *[ask(cluster, 0, "digest", 1).value])
+
+
+def test_members_are_told_where_others_were_heard(cluster: Cluster) -> None:
+    answer = ask(cluster, 0, "where", ["n2", "nobody"]).value
+    assert answer == [["n2", 1, "n2:1"]]
+    for payload in (None, "n2", [1], ["n"] * 65):
+        assert isinstance(ask(cluster, 0, "where", payload).error, RemoteProtocolError)
 
 
 @pytest.mark.parametrize("method", ["join", "join_hop"])
