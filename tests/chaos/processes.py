@@ -21,6 +21,8 @@ import aiohttp
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.05
+_ENVIRONMENT = {name: os.environ[name] for name in os.environ if not name.startswith("KVNODE_")}
+"""Without what steers the tests: a node would take it for settings, and say so."""
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
@@ -85,7 +87,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment},
+                env={**_ENVIRONMENT, **self.environment},
                 start_new_session=True,
             )
 
