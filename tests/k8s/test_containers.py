@@ -1,0 +1,301 @@
+"""The image, built from the tree and run as the chart's pods are: same user, mounts, arguments, DNS."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.k8s.charts import ROOT, Object, parsed, render
+from tests.k8s.containers import (
+    IMAGE,
+    SUBNET,
+    Network,
+    Pod,
+    build_image,
+    flags_of,
+    lacks_containers,
+    network,
+    podman,
+    until,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(420),
+    pytest.mark.skipif(bool(lacks_containers()), reason=lacks_containers() or "containers"),
+]
+READY_S = 60.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def image() -> None:
+    build_image()
+
+
+class Cluster:
+    """A StatefulSet's pods, and the controller's part in their lives."""
+
+    def __init__(self, objects: list[Object], folder: Path, net: Network, name: str) -> None:
+        self.objects, self.folder, self.net, self.name = objects, folder, net, name
+        self.pods: dict[int, Pod] = {}
+
+    def start(self, *ordinals: int) -> None:
+        for ordinal in ordinals:
+            pod = f"{self.name}-{ordinal}"
+            flags, words = flags_of(self.objects, pod, self.folder)
+            self.pods[ordinal] = Pod(pod, self.net, flags, words)
+            self.pods[ordinal].start()
+        self.publish()
+
+    def publish(self) -> None:
+        """Show DNS who is there, ready or not."""
+        self.net.publish({pod.name: pod.address for pod in self.pods.values()})
+
+    def stop(self, ordinal: int) -> int:
+        pod = self.pods.pop(ordinal)
+        code = pod.stop()
+        self.publish()
+        return code
+
+    def ready(self, *ordinals: int) -> None:
+        """Wait until these are Ready; say what they lack when they are not."""
+        for ordinal in ordinals or tuple(self.pods):
+            pod = self.pods[ordinal]
+            try:
+                until(pod.is_ready, READY_S, f"{pod.name} to be ready")
+            except AssertionError as error:
+                said = pod.http("/health/ready")[1]
+                raise AssertionError(f"{error}\n{said}\n{pod.logs()[-6000:]}") from error
+
+    def members(self, ordinal: int = 0) -> dict[str, bool]:
+        """Name of each member and whether it votes."""
+        text = self.pods[ordinal].execute(
+            "kvnode", "operator", "raft", "list-peers", "--output", "json"
+        )
+        return {peer["name"]: peer["voter"] for peer in yaml.safe_load(text)}
+
+    def leader(self) -> int:
+        asked = next(iter(self.pods.values()))
+        text = asked.execute("kvnode", "operator", "raft", "list-peers", "--output", "json")
+        name = next(peer["name"] for peer in yaml.safe_load(text) if peer["leader"])
+        return int(name.rpartition("-")[2])
+
+
+@contextmanager
+def cluster(objects: list[Object], folder: Path, service: str, name: str) -> Iterator[Cluster]:
+    with network(service) as net:
+        made = Cluster(objects, folder, net, name)
+        try:
+            yield made
+        finally:
+            for pod in made.pods.values():
+                pod.remove()
+
+
+@pytest.fixture
+def chart(tmp_path: Path) -> Iterator[Cluster]:
+    """The chart's default cluster; no pod is started."""
+    with cluster(render("helm-4"), tmp_path, "kvnode-headless", "kvnode") as made:
+        yield made
+
+
+def test_the_image_is_small_and_nobody_is_root() -> None:
+    sizes = [
+        int(podman("image", "inspect", "--format", "{{.Size}}", name).stdout)
+        for name in (IMAGE, "docker.io/library/python:3.13-slim")
+    ]
+    assert sizes[0] - sizes[1] < 120 << 20
+    done = podman("run", "--rm", "--network", "none", "--entrypoint", "id", IMAGE, "-u")
+    assert done.stdout.strip() == "10001"
+    for word in ("pip", "gcc"):
+        found = podman(
+            "run", "--rm", "--network", "none", "--entrypoint", "sh", IMAGE, "-c",
+            f"ls /opt/kvnode/bin/{word}", check=False,
+        )  # fmt: skip
+        assert found.returncode != 0, f"{word} is in the image"
+
+
+def test_without_arguments_it_is_a_node_to_try_out() -> None:
+    """As Consul's image: ``docker run IMAGE``."""
+    with network() as net:
+        pod = Pod("try", net, [], [])
+        try:
+            pod.start()
+            until(pod.is_ready, READY_S, "the node")
+            assert pod.http("/kv/a", "--data-binary", "b")[0] == 200
+            assert pod.execute("consul", "kv", "get", "a").strip() == "b"
+            assert pod.stop() == 0
+        finally:
+            pod.remove()
+
+
+def test_three_empty_pods_become_a_cluster_that_survives_everything(
+    chart: Cluster, tmp_path: Path
+) -> None:
+    """First boot; ``helm test``; a rolling restart; all pods back with new addresses; one lost volume."""
+    chart.start(0, 1, 2)
+    chart.ready()
+    assert chart.members() == {f"kvnode-{n}": True for n in range(3)}
+    run_helm_test(chart)
+
+    with Writer(chart) as writer:
+        for ordinal in (
+            2,
+            1,
+            0,
+        ):  # as the controller does: the highest first, the next when it is ready
+            assert chart.stop(ordinal) == 0, "the handover took too long, or failed"
+            chart.start(ordinal)
+            chart.ready(ordinal)
+    assert writer.acknowledged > 10
+    assert writer.lost(chart) == []
+
+    for ordinal in (0, 1, 2):
+        chart.pods.pop(ordinal).kill()
+    chart.publish()
+    chart.start(0, 1, 2)
+    chart.ready()
+    assert writer.lost(chart) == []
+
+    # A lost volume: a new incarnation, which replaces the old one and gets the data.
+    chart.stop(1)
+    for found in (tmp_path / "kvnode-1").glob("*-data"):
+        found.rename(found.with_name("lost"))
+    chart.start(1)
+    chart.ready(1)
+    until(lambda: chart.members() == {f"kvnode-{n}": True for n in range(3)}, 30, "the swap")
+    assert chart.pods[1].http("/kv/w-0?stale")[0] == 200
+
+
+def run_helm_test(chart: Cluster) -> None:
+    """Run the pod of ``helm test`` with its own command, environment and user."""
+    flags, _ = flags_of(chart.objects, "kvnode-0", chart.folder)
+    test = next(o for o in chart.objects if o["kind"] == "Pod")["spec"]["containers"][0]
+    variables = {v["name"]: v.get("value", "a-value") for v in test["env"]}
+    # Names of Services are the cluster DNS's business; here the first pod stands for all.
+    variables["KVNODE_HTTP_ADDR"] = f"http://{chart.pods[0].address}:8500"
+    variables["PODS"] = " ".join(f"http://{pod.address}:8500" for pod in chart.pods.values())
+    safe = [f for f in flags if f.startswith("--read-only") or f == "--cap-drop" or f == "ALL"]
+    holder, _ = chart.net.plug()
+    try:
+        done = podman(
+            "run", "--rm", "--network", f"ns:/proc/{holder.pid}/ns/net", "--dns", f"{SUBNET}.1", *safe,
+            *[word for name, value in variables.items() for word in ("--env", f"{name}={value}")],
+            "--entrypoint", test["command"][0], IMAGE, *test["command"][1:], check=False, timeout_s=120,
+        )  # fmt: skip
+    finally:
+        holder.kill()
+        holder.wait()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "handed over to" in done.stdout
+    assert done.stdout.endswith("kvnode works\n")
+
+
+class Writer:
+    """Writes one key after another to whichever pod is ready, as a client of the Service does."""
+
+    def __init__(self, chart: Cluster) -> None:
+        self._chart = chart
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+        self.acknowledged = 0
+        self.refused = 0
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(60)
+
+    def _write(self) -> None:
+        while not self._over.is_set():
+            for pod in list(self._chart.pods.values()):
+                body = str(self.acknowledged)
+                status, _ = pod.http(f"/kv/w-{self.acknowledged}", "--data-binary", body)
+                if status == 200:
+                    self.acknowledged += 1
+                    break
+                self.refused += 1
+            time.sleep(0.02)
+
+    def lost(self, chart: Cluster) -> list[int]:
+        """Numbers that were acknowledged and are not there."""
+        pod = next(iter(chart.pods.values()))
+        found = set(yaml.safe_load(pod.http("/kv/w-?keys")[1]))
+        return [n for n in range(self.acknowledged) if f"w-{n}" not in found]
+
+
+def test_scaling_up_down_and_up_again(chart: Cluster) -> None:
+    """3 → 5 as ``kubectl scale`` does it, 5 → 3 as docs/kubernetes.md says, and 5 with the old volumes."""
+    chart.start(0, 1, 2)
+    chart.ready()
+    assert chart.pods[0].http("/kv/a", "--data-binary", "b")[0] == 200
+    five = {f"kvnode-{n}": True for n in range(5)}
+
+    chart.start(3, 4)
+    chart.ready()
+    until(lambda: chart.members() == five, 60, "five voters")
+
+    for ordinal in (4, 3):
+        assert chart.stop(ordinal) == 0
+        chart.pods[0].execute(
+            "kvnode", "operator", "raft", "remove-peer", "--name", f"kvnode-{ordinal}"
+        )
+    assert chart.members() == {f"kvnode-{n}": True for n in range(3)}
+    assert chart.pods[0].http("/kv/a", "--data-binary", "c")[0] == 200
+
+    chart.start(3, 4)
+    chart.ready()
+    until(lambda: chart.members() == five, 60, "five voters again")
+    assert chart.pods[4].http("/kv/a")[1] == "c"
+
+
+def test_a_hand_written_consul_manifest_comes_up_with_nothing_but_the_image_changed(
+    tmp_path: Path,
+) -> None:
+    """Kubernetes guide §7.1, pods one after another as OrderedReady starts them."""
+    objects = parsed((ROOT / "k8s/examples/consul/consul.yaml").read_text())
+    with cluster(objects, tmp_path, "consul", "consul") as made:
+        for ordinal in range(3):
+            made.start(ordinal)
+        made.ready()
+        assert made.members() == {f"consul-{n}": True for n in range(3)}
+        status, body = made.pods[1].http("/")
+        assert (status, body.strip()) == (301, '<a href="/ui/">Moved Permanently</a>.')
+        assert made.pods[2].http("/v1/kv/a", "--request", "PUT", "--data-binary", "b") == (
+            200,
+            "true",
+        )
+        assert made.pods[0].execute("consul", "kv", "get", "a").strip() == "b"
+        # The addresses that it advertises are new after this; 10 s is the manifest's grace period.
+        for ordinal in range(3):
+            assert made.pods.pop(ordinal).stop(10) == 0
+        made.start(0, 1, 2)
+        made.ready()
+        assert made.pods[1].http("/kv/a") == (200, "b")
+
+
+def test_a_volume_that_cannot_be_written_is_said(chart: Cluster, tmp_path: Path) -> None:
+    """As of an NFS export for root only: the log says what is wrong, the code is not 0."""
+    flags, words = flags_of(chart.objects, "kvnode-0", tmp_path)
+    (volume,) = (tmp_path / "kvnode-0").glob("*-data")
+    os.chown(volume, 0, 0)
+    volume.chmod(0o755)
+    pod = Pod("kvnode-0", chart.net, flags, words)
+    try:
+        pod.start()
+        assert pod.wait() == 1
+        said = pod.logs()
+        assert "/data belongs to user 0 and group 0 with mode 0755" in said
+        assert "this process (user 10001" in said
+    finally:
+        pod.remove()
