@@ -259,6 +259,26 @@ def test_scaling_up_down_and_up_again(chart: Cluster) -> None:
     assert chart.pods[4].http("/kv/a")[1] == "c"
 
 
+def test_scaling_to_one_and_back(chart: Cluster) -> None:
+    """docs/kubernetes.md: the last but one is removed while it runs, since one of two is no majority."""
+    chart.start(0, 1, 2)
+    chart.ready()
+    assert chart.pods[0].http("/kv/a", "--data-binary", "b")[0] == 200
+
+    chart.stop(2)
+    chart.pods[0].execute("kvnode", "operator", "raft", "remove-peer", "--name", "kvnode-2")
+    chart.pods[0].execute("kvnode", "operator", "raft", "remove-peer", "--name", "kvnode-1")
+    chart.pods.pop(1).kill()
+    chart.publish()
+    assert chart.members() == {"kvnode-0": True}
+    assert chart.pods[0].http("/kv/a", "--data-binary", "c")[0] == 200
+
+    chart.start(1, 2)
+    chart.ready()
+    until(lambda: chart.members() == {f"kvnode-{n}": True for n in range(3)}, 60, "three voters")
+    assert chart.pods[2].http("/kv/a")[1] == "c"
+
+
 def test_a_hand_written_consul_manifest_comes_up_with_nothing_but_the_image_changed(
     tmp_path: Path,
 ) -> None:
