@@ -6,23 +6,41 @@ net that must find it, and within how many seeds.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
+from kvnode.disk.journal import JournalCore
+from kvnode.errors import DiskFailed
+from kvnode.raft import confchange, election, rawnode, read_index, replication
 from kvnode.raft import core as raft_core
-from kvnode.raft import election, rawnode, read_index, replication
 from kvnode.raft.core import Core
 from kvnode.raft.log import RaftLog
-from kvnode.raft.messages import AppendEntries, Message, Vote
+from kvnode.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    InstallSnapshot,
+    Message,
+    PreVoteReply,
+    Vote,
+)
+from kvnode.raft.progress import Progress
 from kvnode.raft.quorum import majority_index
-from kvnode.raft.types import Entry, HardState, Index, LogId, Role
+from kvnode.raft.types import Entry, HardState, Index, LogId, Membership, NodeId, Role
 from kvnode.replica import requests, watches
+from kvnode.replica.forwarding import Forwarder
+from kvnode.replica.upkeep import Upkeep
 from kvnode.store import kv, store
 from kvnode.store.commands import KvSet
 from kvnode.store.memory import MemoryEngine
+from kvnode.store.records import META_KEY
+from tests.simulation.cluster import Simulation, draw
+from tests.simulation.core_fuzz import CoreFuzz
 from tests.simulation.disk import _SimFile
 
 Net = Literal["core", "cluster"]
@@ -39,6 +57,10 @@ class Mutant:
     """Within so many seeds, from 1 on, it must be found."""
     patch: Callable[[], Any]
     """Makes the context manager that puts it in."""
+    faults: tuple[str, ...] = ()
+    """Cluster net: the faults of its runs, each of weight one; none: what the seed draws."""
+    escapes: bool = False
+    """Known not to be found within ``seeds``: a gap of the nets, listed as such."""
 
 
 def _set(owner: Any, name: str, value: Any) -> Callable[[], Any]:
@@ -194,6 +216,167 @@ def _releases_early(desk: requests.Desk, _applied: Index) -> Any:
     return _real_release(desk, Index(1 << 60))
 
 
+# -- what members say to each other -----------------------------------------------------------------
+
+
+_real_pre_vote_reply = election.handle_pre_vote_reply
+
+
+def _counts_polls(core: Core, message: PreVoteReply) -> None:
+    """A late answer to the poll counts as a vote (RC-16)."""
+    if core.role is Role.CANDIDATE and message.granted and message.term == core.term:
+        core.votes.setdefault(message.sender, True)
+        election._count(core)
+        return
+    _real_pre_vote_reply(core, message)
+
+
+def _heartbeat_commits_all(core: Core, node: NodeId, _progress: Progress) -> None:
+    """A heartbeat carries a commit index beyond what the follower is known to hold (RC-25)."""
+    core.send(Heartbeat(core.id, node, core.term, core.log.commit_index, core.read_round))
+
+
+_real_truncate = RaftLog._truncate
+
+
+def _keeps_memberships(log: RaftLog, start: Index) -> None:
+    """A membership stays in force although its entry was replaced (RC-42)."""
+    kept = list(log._memberships)
+    _real_truncate(log, start)
+    log._memberships = kept
+
+
+def _believes_old_writes(log: RaftLog, start: Index) -> None:
+    """The completion of a write that was cut off meanwhile still counts (RC-5)."""
+    tickets = list(log._tickets)
+    _real_truncate(log, start)
+    log._tickets = tickets
+
+
+_real_take_committed = RaftLog.take_committed
+
+
+def _applies_unsynced(log: RaftLog, bytes_max: int) -> tuple[Entry, ...]:
+    """Applies what is committed, whether this disk holds it or not (RC-6)."""
+    stable, log.stable_index = log.stable_index, log.last_index
+    try:
+        return _real_take_committed(log, bytes_max)
+    finally:
+        log.stable_index = stable
+
+
+_real_send = Core.send
+
+
+def _acknowledges_memory(core: Core, message: Message) -> None:
+    """A follower acknowledges what only its memory holds (RC-3)."""
+    if isinstance(message, AppendEntriesReply) and core.is_state_durable:
+        core.messages.append(message)
+    else:
+        _real_send(core, message)
+
+
+_real_accept = replication._accept
+
+
+def _acknowledges_its_end(
+    core: Core, message: AppendEntries | InstallSnapshot, _matched: Index
+) -> None:
+    """Acknowledges its log's end instead of what the request proved to match (RC-3)."""
+    _real_accept(core, message, core.log.last_index)
+
+
+def _snapshot_before_disk(core: Core, message: InstallSnapshot) -> None:
+    """Acknowledges a snapshot before the disk has taken the log's reset (RC-37)."""
+    held, core.held_messages = core.held_messages, core.messages
+    try:
+        _real_accept_restored(core, message)
+    finally:
+        core.held_messages = held
+
+
+_real_accept_restored = replication._accept_restored
+
+
+def _joins_open_round(core: Core) -> None:
+    """A read joins a round that began before it came (RC-31)."""
+    if core.role is Role.LEADER and core.open_rounds:
+        core.open_rounds[-1][2].extend(core.waiting_reads)
+        core.waiting_reads = []
+    _real_start_round(core)
+
+
+_real_drop_leadership = Core._drop_leadership
+
+
+def _answers_when_deposed(core: Core) -> None:
+    """Reads that wait at the end of a leadership are answered instead of failed (RC-32)."""
+    waiting = [*core.waiting_reads, *(read for _, _, reads in core.open_rounds for read in reads)]
+    core.waiting_reads = []
+    core.open_rounds.clear()
+    _real_drop_leadership(core)
+    if waiting:
+        core.confirmed_reads.append((core.log.commit_index, waiting))
+
+
+def _matches_anything(log: RaftLog, at: LogId) -> bool:
+    """An append is taken wherever the log is long enough, whatever the term there (RC-24)."""
+    return log.base.index <= at.index <= log.last_index
+
+
+def _changes_at_once(core: Core, _new: Membership) -> None:
+    """No guard: changes of membership overlap, and come before the no-op (RC-43)."""
+
+
+# -- the driver, the journal and the store ----------------------------------------------------------
+
+
+_real_run = JournalCore.run
+
+
+def _swallows_errors(core: JournalCore, operations: Any) -> None:
+    """A write or sync that failed counts as done (RC-8)."""
+    try:
+        _real_run(core, operations)
+    except DiskFailed:
+        core.failure = None
+
+
+_real_engine_write = MemoryEngine.write
+
+
+def _applied_elsewhere(engine: MemoryEngine, batch: Any) -> None:
+    """The applied index is not in the batch of the changes that it stands for (RC-6)."""
+    _real_engine_write(engine, [item for item in batch if item[0] != META_KEY])
+
+
+_real_batch_failed = Forwarder._batch_failed
+
+
+def _retries_unknown(_self: Forwarder, batch: Any, _error: Any) -> Any:
+    """A forwarded write without an answer is sent again (RC-59)."""
+    return batch
+
+
+_real_compact = Upkeep._compact
+
+
+def _drops_unflushed(self: Upkeep, now: float) -> None:
+    """The log forgets what the engine has not flushed yet (RC-39)."""
+    replica = self._replica
+    log = replica.raft.log
+    if (
+        log.last_index - log.base.index > replica.settings.log_entries_max
+        and not replica.receiver.loading
+    ):
+        self._drop(Index(replica.store.applied_index))
+
+
+def _same_id_again(_self: Simulation, name: str) -> str:
+    """A node whose volume was lost votes under its old id (RC-49)."""
+    return f"{name}.1"
+
+
 # -- the list -------------------------------------------------------------------------------------
 
 
@@ -315,4 +498,195 @@ MUTANTS: tuple[Mutant, ...] = (
         20,
         _set(watches.Watches, "changed", _sleeps_through_trees),
     ),
+    Mutant(
+        "count a poll's answer as a vote",
+        "RC-16",
+        "core",
+        300,
+        _set(election, "handle_pre_vote_reply", _counts_polls),
+    ),
+    Mutant(
+        "a heartbeat commits beyond the match",
+        "RC-25",
+        "core",
+        50,
+        _set(replication, "_send_heartbeat", _heartbeat_commits_all),
+    ),
+    Mutant(
+        "a replaced membership stays in force",
+        "RC-42",
+        "core",
+        300,
+        _set(RaftLog, "_truncate", _keeps_memberships),
+        escapes=True,
+    ),
+    Mutant(
+        "believe a write that was cut off",
+        "RC-5",
+        "core",
+        300,
+        _set(RaftLog, "_truncate", _believes_old_writes),
+    ),
+    Mutant(
+        "apply before it is durable here",
+        "RC-6",
+        "core",
+        100,
+        _set(RaftLog, "take_committed", _applies_unsynced),
+    ),
+    Mutant(
+        "acknowledge what is in memory",
+        "RC-3",
+        "core",
+        20,
+        _set(Core, "send", _acknowledges_memory),
+    ),
+    Mutant(
+        "acknowledge the log's end",
+        "RC-3",
+        "core",
+        100,
+        _set(replication, "_accept", _acknowledges_its_end),
+        escapes=True,
+    ),
+    Mutant(
+        "acknowledge a snapshot before the reset",
+        "RC-37",
+        "core",
+        100,
+        _set(replication, "_accept_restored", _snapshot_before_disk),
+    ),
+    Mutant(
+        "a read joins an open round",
+        "RC-31",
+        "core",
+        100,
+        _set(read_index, "start_round", _joins_open_round),
+    ),
+    Mutant(
+        "answer reads when deposed",
+        "RC-32",
+        "core",
+        100,
+        _set(Core, "_drop_leadership", _answers_when_deposed),
+    ),
+    Mutant(
+        "append without the term's check",
+        "RC-24",
+        "core",
+        100,
+        _set(RaftLog, "matches", _matches_anything),
+    ),
+    Mutant(
+        "overlapping changes of membership",
+        "RC-43",
+        "core",
+        300,
+        _set(confchange, "_guard", _changes_at_once),
+    ),
+    Mutant(
+        "a failed sync counts as done",
+        "RC-8",
+        "cluster",
+        40,
+        _set(JournalCore, "run", _swallows_errors),
+        ("disk_error", "power"),
+    ),
+    Mutant(
+        "the applied index is not in the batch",
+        "RC-6",
+        "cluster",
+        20,
+        _set(MemoryEngine, "write", _applied_elsewhere),
+        ("crash", "power"),
+    ),
+    Mutant(
+        "send a write of unknown outcome again",
+        "RC-59",
+        "cluster",
+        60,
+        _set(Forwarder, "_batch_failed", _retries_unknown),
+        ("crash", "cut_isolate", "cut_one_way"),
+    ),
+    Mutant(
+        "compact what is not flushed",
+        "RC-39",
+        "cluster",
+        40,
+        _set(Upkeep, "_compact", _drops_unflushed),
+        ("power", "crash_all"),
+    ),
+    Mutant(
+        "an old id on an empty disk",
+        "RC-49",
+        "cluster",
+        40,
+        _set(Simulation, "_new_node_id", _same_id_again),
+        ("wipe", "power"),
+    ),
 )
+
+
+_CLUMSY = (TypeError, AttributeError, NameError, ImportError)
+"""What a bug put in wrongly raises: then nothing was found, and the entry must be mended."""
+
+
+class Found(NamedTuple):
+    """How a bug showed itself."""
+
+    seed: int
+    how: str
+
+
+def find(mutant: Mutant) -> Found | None:
+    """The first seed that fails with the bug put in; None: none did."""
+    with mutant.patch():
+        for seed in range(1, mutant.seeds + 1):
+            try:
+                if mutant.net == "core":
+                    CoreFuzz(seed).run()
+                else:
+                    _cluster(mutant, seed).run()
+            except _CLUMSY:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever else shows it has found it
+                return Found(seed, f"{type(error).__name__}: {error}".split("\n")[0])
+    return None
+
+
+def _cluster(mutant: Mutant, seed: int) -> Simulation:
+    swarm = draw(seed)
+    if mutant.faults:
+        swarm = replace(swarm, faults=dict.fromkeys(mutant.faults, 1.0), seconds=8.0)
+    return Simulation(seed, swarm=swarm)
+
+
+def table(found: dict[str, Found | None]) -> list[str]:
+    """A Markdown table: every deliberate bug, the rule it breaks, and the seeds it took."""
+    lines = ["| Deliberate bug | Rule | Net | Seeds needed | Allowed |", "|---|---|---|---|---|"]
+    for mutant in MUTANTS:
+        if mutant.name in found:
+            one = found[mutant.name]
+            seeds = "not found" if one is None else str(one.seed)
+            lines.append(
+                f"| {mutant.name} | {mutant.rule} | {mutant.net} | {seeds} | {mutant.seeds} |"
+            )
+    return lines
+
+
+def main(names: list[str]) -> int:
+    """Try the named bugs, or all; 0 when each was found."""
+    found: dict[str, Found | None] = {}
+    for mutant in MUTANTS:
+        if not names or mutant.name in names:
+            began = time.process_time()
+            one = found[mutant.name] = find(mutant)
+            took = time.process_time() - began
+            how = f"seed {one.seed}, {one.how:.160}" if one else "NOT FOUND"
+            print(f"{mutant.name} ({took:.1f} s): {how}", file=sys.stderr)
+    print("\n".join(table(found)))
+    return int(any(found[m.name] is None and not m.escapes for m in MUTANTS if m.name in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
