@@ -136,6 +136,18 @@ def test_without_arguments_it_is_a_node_to_try_out() -> None:
             pod.remove()
 
 
+@pytest.mark.parametrize("replicas", [1, 5])
+def test_first_boot_of_other_sizes(replicas: int, tmp_path: Path) -> None:
+    """No init Job; the pods run before DNS knows any of them."""
+    objects = render("helm-4", {"replicas": replicas})
+    with cluster(objects, tmp_path, "kvnode-headless", "kvnode") as made:
+        made.start(*range(replicas))
+        made.ready()
+        assert made.members() == {f"kvnode-{n}": True for n in range(replicas)}
+        found = [pod.http("/v1/agent/self")[0] for pod in made.pods.values()]
+        assert found == [200] * replicas
+
+
 def test_three_empty_pods_become_a_cluster_that_survives_everything(
     chart: Cluster, tmp_path: Path
 ) -> None:
