@@ -133,6 +133,15 @@ class NodeClock:
         """Local monotonic seconds."""
         return self._start + (self.world.now - self._born) * self.rate
 
+    def run_at(self, rate: float) -> None:
+        """Run at another rate from now on; timers that are set keep their moment."""
+        self._start, self._born, self.rate = self.time(), self.world.now, rate
+
+    def step(self, seconds: float) -> None:
+        """Jump forwards, as after the suspension of a virtual machine. Never backwards (monotonic)."""
+        assert seconds >= 0
+        self._start += seconds
+
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Event:
         """In the next turn, in order."""
         return self.world.at(self.world.now, callback, *args, clock=self)

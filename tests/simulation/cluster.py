@@ -83,12 +83,26 @@ FAULTS = (
     "move",
 )
 
+MORE_FAULTS = (
+    "clock_rate",
+    "clock_step",
+    "dns_empty",
+    "dns_partial",
+    "dns_stale",
+    "dns_failing",
+    "double_burst",
+    "delay_long",
+)
+"""Drawn by a generator of their own, so that they do not change what else a seed draws."""
+
 
 def draw(seed: int) -> Swarm:
     """The swarm settings of a seed."""
     rng = derive(seed, "swarm")
     size = rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 7))
     chosen = [fault for fault in FAULTS if rng.random() < 0.45]
+    more = derive(seed, "swarm/more")
+    extra = {fault: more.choice((0.5, 1.0, 2.0)) for fault in MORE_FAULTS if more.random() < 0.3}
     tick_s = rng.choice((0.01, 0.02, 0.05))
     return Swarm(
         size=size,
@@ -112,7 +126,7 @@ def draw(seed: int) -> Swarm:
         keys=rng.choice((1, 3, 10)),
         think_s=rng.choice((0.002, 0.02, 0.1)),
         pace_s=rng.choice((0.3, 1.0, 3.0)),
-        faults={fault: rng.choice((1.0, 2.0, 5.0)) for fault in chosen},
+        faults={fault: rng.choice((1.0, 2.0, 5.0)) for fault in chosen} | extra,
         clock_spread=rng.choice((0.0, 0.0, 0.1, 0.5)),
         dns=rng.choice((0.0, 0.0, 0.2, 0.6)),
         seconds=rng.choice((8.0, 15.0, 25.0)),
@@ -156,6 +170,8 @@ class Simulation:
         self._ids = 0
         self._values = 0
         self._slow: dict[str, float] = {}
+        self._dns = ""
+        """How discovery is broken for everybody at the moment."""
         self._reads: list[tuple[float, float, int]] = []
         self._unanswered: dict[int, str] = {}
         self._requests = 0
@@ -225,6 +241,20 @@ class Simulation:
         assert node.clock is not None
         known = [other.address for other in self.nodes if other.life and not other.retired]
         error: KvnodeError | None = None
+        match self._dns:
+            case "empty":
+                known = []
+            case "partial":
+                known = known[: len(known) // 2]
+            case "stale":
+                known = [
+                    f"{other.name}.g{max(0, other.address_generation - 1)}:8300"
+                    for other in self.nodes
+                ]
+            case "failing":
+                error = PeerUnreachable("SERVFAIL")
+            case _:
+                pass
         if self._faults_on and self.swarm.dns and rng.random() < self.swarm.dns:
             known = rng.sample(known, rng.randint(0, len(known)))
             if rng.random() < 0.3:
@@ -544,6 +574,60 @@ class Simulation:
             node.address_generation += 1
             self._down_for(node, power_lost=False)
 
+    def _fault_clock_rate(self) -> None:
+        """A running clock gets faster or slower."""
+        up = self._up()
+        if up:
+            node = self.rng.choice(up)
+            spread = max(0.1, self.swarm.clock_spread)
+            node.rate = 1.0 + spread * self.rng.uniform(-1, 1)
+            assert node.clock is not None
+            node.clock.run_at(node.rate)
+
+    def _fault_clock_step(self) -> None:
+        """A clock jumps ahead: seconds, or the minutes of a suspended machine."""
+        up = self._up()
+        if up:
+            clock = self.rng.choice(up).clock
+            assert clock is not None
+            clock.step(self.rng.choice((0.5, 10.0, 600.0)))
+
+    def _break_dns(self, how: str) -> None:
+        self._dns = how
+        self.world.after(self.rng.uniform(0.5, 6.0), self._mend_dns, how)
+
+    def _mend_dns(self, how: str) -> None:
+        if self._dns == how:
+            self._dns = ""
+
+    def _fault_dns_empty(self) -> None:
+        """Every answer is empty (RC-56)."""
+        self._break_dns("empty")
+
+    def _fault_dns_partial(self) -> None:
+        """Every answer lacks half of the machines."""
+        self._break_dns("partial")
+
+    def _fault_dns_stale(self) -> None:
+        """Answers name where machines listened in their life before."""
+        self._break_dns("stale")
+
+    def _fault_dns_failing(self) -> None:
+        """No answers but errors."""
+        self._break_dns("failing")
+
+    def _fault_double_burst(self) -> None:
+        """Nearly every Raft message arrives twice, in any order (RC-27)."""
+        weather = self.network.weather
+        weather.double, weather.reorder = 0.9, True
+        self.world.after(self.rng.uniform(0.2, 3.0), self._calm)
+
+    def _fault_delay_long(self) -> None:
+        """A tenth of the messages is late by many election time-outs, and overtaken (RC-27)."""
+        weather = self.network.weather
+        weather.slow, weather.slow_max, weather.reorder = 0.1, 10.0, True
+        self.world.after(self.rng.uniform(0.2, 3.0), self._calm)
+
     # -- clients ------------------------------------------------------------------------------
 
     def _client_turn(self, number: int) -> None:
@@ -664,6 +748,7 @@ class Simulation:
         self.trace("healing")
         self.network.cuts.clear()
         self.network.clogs.clear()
+        self._dns = ""
         self._calm()
         self.network.healed()
         self.swarm = replace(self.swarm, disk_latency_s=0.0005, disk_stall=0.0)
