@@ -207,6 +207,7 @@ class Simulation:
             disk_latency=self._disk_latency,
             new_node_id=self._new_node_id,
             exited=self._exited,
+            note=self.note,
         )
         self.nodes = [SimNode(self.around, ordinal) for ordinal in range(swarm.machines)]
         self._clients = [derive(seed, f"client/{number}") for number in range(swarm.clients)]
@@ -330,7 +331,7 @@ class Simulation:
         kinds = sorted(swarm.faults)
         kind = rng.choices(kinds, [swarm.faults[kind] for kind in kinds])[0]
         self.trace(f"fault {kind}")
-        self.note(kind)
+        self.note(f"fault {kind}")
         getattr(self, f"_fault_{kind}")()
         self.world.after(rng.expovariate(1 / swarm.pace_s), self._nemesis)
 

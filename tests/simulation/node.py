@@ -95,6 +95,8 @@ class Surroundings:
     new_node_id: Callable[[str], str]
     exited: Callable[[SimNode], None]
     """A process ended by itself."""
+    note: Callable[[str], None]
+    """Counts what happened."""
 
 
 class SimNode:
@@ -280,6 +282,7 @@ class SimNode:
 
     def _trace(self, event: str, fields: dict[str, Any]) -> None:
         self.around.trace(f"{self.name} {event} {fields}")
+        self.around.note(f"event {event}")
         if event == "completion_failed":
             raise Violation(f"{self.name}: a completion raised {fields}")
 
@@ -306,6 +309,7 @@ class SimNode:
         if self.replica is None:
             return
         self.around.trace(f"{self.name} is killed, power lost: {power_lost}")
+        self.around.note(f"ended as {self.replica.raft.role.value}")
         self.replica.stopped = True  # nothing of a dead process may run, not even by mistake
         assert self.journal is not None
         assert self.worker is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.simulation.mutants import MUTANTS, Mutant, find
@@ -10,7 +12,9 @@ from tests.simulation.mutants import MUTANTS, Mutant, find
 @pytest.mark.simulation
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_a_deliberate_bug_is_found(mutant: Mutant, record_property: pytest.RecordProperty) -> None:
+def test_a_deliberate_bug_is_found(
+    mutant: Mutant, record_property: Callable[[str, object], None]
+) -> None:
     """Paxos Made Live, section 5: a test that cannot fail proves nothing."""
     found = find(mutant)
     if found is None and mutant.escapes:

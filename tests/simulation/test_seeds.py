@@ -1,6 +1,6 @@
 """Whole clusters under faults: a fixed list of seeds, the regressions, and fresh ones.
 
-``KVNODE_SIM_SEEDS`` (default 200) says how many seeds, ``KVNODE_SIM_BASE`` where they begin (default:
+``KVNODE_SIM_SEEDS`` (default 1000) says how many seeds, ``KVNODE_SIM_BASE`` where they begin (default:
 half of them from a fixed place, half from one drawn anew, which a failure prints). A failure prints
 the seed and the command that repeats it byte for byte.
 """
@@ -11,16 +11,18 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.cluster import run_seed
 from tests.simulation.regressions import CASES, REGRESSIONS, Case, run_case
+from tests.simulation.soak import Coverage, run_many
 
 ROOT = Path(__file__).parents[2]
 BATCHES = 20
-COUNT = int(os.environ.get("KVNODE_SIM_SEEDS", "200"))
+COUNT = int(os.environ.get("KVNODE_SIM_SEEDS", "1000"))
 FIXED_BASE = 1_000
 
 
@@ -58,12 +60,18 @@ def test_cases_with_a_mix_of_their_own_stay_fixed(case: Case) -> None:
 @pytest.mark.simulation
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", range(BATCHES))
-def test_clusters_keep_their_promises(number: int, testrun_uid: str) -> None:
+def test_clusters_keep_their_promises(
+    number: int, testrun_uid: str, record_property: Callable[[str, object], None]
+) -> None:
     """RC section 11: safety under faults, then liveness, then a linearizable history."""
     seeds = _batch(number, testrun_uid)
     print(f"seeds {seeds}")
-    for seed in seeds:
-        run_seed(seed)
+    coverage = Coverage()
+    for report in run_many(seeds):
+        assert not report.failure, f"seed {report.seed}: {report.failure}"
+        coverage.add(report)
+    record_property("coverage", coverage.as_json())
+    print(coverage.as_json())
 
 
 def _trace_hash(seed: int, hash_seed: str) -> str:
