@@ -261,6 +261,7 @@ _NOT_NOW: Final[dict[str, type[NotNow]]] = {
         errors.NotNow,
         errors.NoLeader,
         errors.Overloaded,
+        errors.DiskNearlyFull,
         errors.LeadershipLost,
         errors.Timeout,
         errors.PeerUnreachable,
