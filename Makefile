@@ -57,6 +57,11 @@ test: install-dev system-packages tools ## everything: checks, then all tests wi
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -m "" $(PYTEST_ARGS)
 
+SOAK_MINUTES ?= 60
+.PHONY: soak
+soak: install-dev ## fresh seeds of the simulator on all cores for SOAK_MINUTES=60, to the first failure
+	$(BIN)/python -m tests.simulation.soak --minutes $(SOAK_MINUTES)
+
 bench: install-dev system-packages ## the benchmarks
 	$(BIN)/python benchmarks/run.py
 

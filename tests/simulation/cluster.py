@@ -961,9 +961,11 @@ class _Call:
                 pending.unknown()
 
 
-def run_seed(seed: int, trace: Callable[[str], None] | None = None) -> Outcome:
+def run_seed(
+    seed: int, trace: Callable[[str], None] | None = None, swarm: Swarm | None = None
+) -> Outcome:
     """Run one seed; a failure carries the seed and the command that repeats it."""
-    simulation = Simulation(seed, trace=trace)
+    simulation = Simulation(seed, swarm=swarm, trace=trace)
     try:
         return simulation.run()
     except SimCrash as crash:
