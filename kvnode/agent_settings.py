@@ -80,6 +80,7 @@ def http_settings(config: Config) -> HttpSettings:
         value_bytes_max=config.value_bytes_max,
         key_bytes_max=config.key_bytes_max,
         body_bytes_max=config.txn_bytes_max,
+        session_ttl_min_ns=round(config.session_ttl_min_s * 1e9),
         connections_max=config.http_connections_max,
         close_grace_s=config.shutdown_s / 2,
         ui=config.ui,

@@ -146,7 +146,7 @@ class AgentRoutes:
                 "Revision": settings.version,
                 "Server": True,
                 "Version": settings.consul_version,
-                "SessionTTLMin": 10_000_000_000,
+                "SessionTTLMin": settings.session_ttl_min_ns,
             },
             "DebugConfig": {
                 "KvnodeVersion": settings.version,

@@ -18,7 +18,7 @@ from kvnode.errors import KvnodeError, Overloaded
 if TYPE_CHECKING:
     from kvnode.http.gate import Gate
     from kvnode.replica.facade import Consistency, ReadView, ReplicaFacade
-    from kvnode.replica.watches import Watcher
+    from kvnode.replica.watches import Watcher, Watches
 
 JITTER = 16
 """Waits are lengthened by up to this fraction, so that parked clients do not return together."""
@@ -39,6 +39,8 @@ class Query(NamedTuple):
     """Whether the read's index is above ``index`` now. Called when the store may be read."""
     deliver: Deliver
     """Answers; called once, when the store may be read, or with an error."""
+    of_sessions: bool = False
+    """``key`` is a session's id, and the prefix stands for all sessions."""
 
 
 class Parked:
@@ -111,7 +113,7 @@ class Blocking:
             Overloaded: Too many queries are parked.
         """
         query = parked.query
-        parked.watcher = self._replica.watches.watch(
+        parked.watcher = self._watches(query).watch(
             query.key,
             is_prefix=query.is_prefix,
             callback=lambda index: self._changed(parked, index),
@@ -122,11 +124,14 @@ class Blocking:
         self._parked[parked] = None
         self._gate.park()
 
+    def _watches(self, query: Query) -> Watches:
+        return self._replica.session_watches if query.of_sessions else self._replica.watches
+
     def _unpark(self, parked: Parked) -> None:
         if parked.deadline is not None:
             parked.deadline.cancel()
         if parked.watcher is not None:
-            self._replica.watches.cancel(parked.watcher)
+            self._watches(parked.query).cancel(parked.watcher)
             parked.watcher = None
         if parked in self._parked:
             del self._parked[parked]

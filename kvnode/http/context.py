@@ -19,6 +19,13 @@ class HttpSettings:
     node_name: str
     """Sent as ``X-Kvnode-Node`` on every answer."""
     datacenter: str = "dc1"
+    session_ttl_min_ns: int = 10 * 10**9
+    """A session may not ask for a shorter TTL (spec §5.1)."""
+    txn_ops_max: int = 128
+    """Operations of one transaction; with more it is 413 (spec §6)."""
+    txn_read_bytes_max: int = 4 * 1024 * 1024
+    """What a transaction that writes may read in all; with more it is rolled back. It has to fit into
+    one answer between nodes. One that only reads is bounded as a list is."""
     version: str = "0.1.0"
     consul_version: str = "1.22.0"
     """What ``agent/self`` reports: clients compare it with 1.x (spec §10)."""

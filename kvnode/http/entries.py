@@ -1,11 +1,14 @@
-"""Stored keys as JSON (spec §4.1), built by hand: this is the hottest text of the node."""
+"""Stored keys and sessions as JSON (spec §4.1, §5.2).
+
+A key's is built by hand: this is the hottest text of the node.
+"""
 
 from __future__ import annotations
 
 from binascii import b2a_base64
 
-from kvnode.http.messages import json_string
-from kvnode.store.records import KVPair
+from kvnode.http.messages import dump_json, json_string
+from kvnode.store.records import DELETE, KVPair, Session
 
 
 def entry_json(pair: KVPair) -> bytes:
@@ -33,4 +36,23 @@ def entry_json(pair: KVPair) -> bytes:
         encoded,
         create_index,
         modify_index,
+    )
+
+
+def session_json(session: Session) -> bytes:
+    """Encode one session; the order of the members is part of the contract (spec §5.2)."""
+    services = [{"ID": name, "Namespace": space} for name, space in session.service_checks]
+    return dump_json(
+        {
+            "ID": session.session_id,
+            "Name": session.name,
+            "Node": session.node,
+            "LockDelay": session.lock_delay_ns,
+            "Behavior": "delete" if session.behavior == DELETE else "release",
+            "TTL": session.ttl,
+            "NodeChecks": session.node_checks,
+            "ServiceChecks": services or None,
+            "CreateIndex": session.create_index,
+            "ModifyIndex": session.modify_index,
+        }
     )

@@ -12,7 +12,7 @@ from urllib.parse import quote_plus
 from kvnode.http.paths import unquote
 
 UINT64_MAX = 2**64 - 1
-_INT64_MAX = 2**63 - 1
+INT64_MAX = 2**63 - 1
 _DIGITS = re.compile(r"[0-9]+").fullmatch
 _UNITS_NS = {
     "ns": 1,
@@ -24,6 +24,7 @@ _UNITS_NS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
+_SMALL_UNITS = (("ms", 10**6), ("µs", 10**3), ("ns", 1))
 _TERM = re.compile(r"([0-9]*)(?:\.([0-9]*))?([^0-9.]*)")
 
 
@@ -79,10 +80,32 @@ def parse_duration_ns(value: str) -> int:
         total += int(whole or "0") * scale
         if fraction:
             total += int(fraction) * scale // 10 ** len(fraction)
-        if total > _INT64_MAX:
+        if total > INT64_MAX:
             raise ValueError(invalid)
         rest = rest[match.end() :]
     return sign * total
+
+
+def format_duration(nanoseconds: int) -> str:
+    """Write a duration as ``Duration.String`` does: ``10s``, ``1m0s``, ``24h0m0s``, ``1.5ms``."""
+    sign, left = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
+    if left == 0:
+        return "0s"
+    if left < 10**9:
+        unit, scale = next((u, n) for u, n in _SMALL_UNITS if left >= n)
+        return f"{sign}{_decimal(left, scale)}{unit}"
+    minutes, seconds = divmod(left, 60 * 10**9)
+    shown = f"{_decimal(seconds, 10**9)}s"
+    if minutes:
+        hours, minutes = divmod(minutes, 60)
+        shown = f"{hours}h{minutes}m{shown}" if hours else f"{minutes}m{shown}"
+    return sign + shown
+
+
+def _decimal(value: int, scale: int) -> str:
+    whole, fraction = divmod(value, scale)
+    digits = str(scale + fraction)[1:].rstrip("0")
+    return f"{whole}.{digits}" if digits else str(whole)
 
 
 def parse_query(raw: bytes) -> dict[str, list[str]]:

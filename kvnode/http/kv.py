@@ -17,7 +17,7 @@ from kvnode.errors import KvnodeError
 from kvnode.http import errors
 from kvnode.http.blocking import Query
 from kvnode.http.entries import entry_json
-from kvnode.http.golang import encode_query, parse_uint
+from kvnode.http.golang import encode_query, parse_uint, quote
 from kvnode.http.lists import Wanted
 from kvnode.http.messages import (
     JSON_TYPE,
@@ -31,8 +31,8 @@ from kvnode.http.messages import (
 )
 from kvnode.http.paths import resolve
 from kvnode.http.query import Options, parse_options
-from kvnode.replica.facade import Consistency
-from kvnode.store.commands import KvDelete, KvDeleteTree, KvSet
+from kvnode.http.session_ids import canonical
+from kvnode.store.commands import KvDelete, KvDeleteTree, KvLock, KvSet, KvUnlock
 
 if TYPE_CHECKING:
     from kvnode.http.blocking import Blocking, Parked
@@ -60,7 +60,8 @@ _RAW_TYPE = (
 _WRITE_HEAD = VARY + JSON_TYPE + b"X-Kvnode-Index: %d\r\n"
 _OWN_WRITE_HEAD = TEXT_TYPE + b"X-Kvnode-Index: %d\r\n"
 _MISSING_KEY = text(400, "Missing key name")
-_SESSION_ID_LENGTH = 36
+_NOT_HELD = "not released: this session does not hold the key"
+_NOT_LOCKED = "not locked: another session holds the key, or its lock-delay has not passed"
 _LISTS = frozenset({"recurse", "keys"})
 
 
@@ -171,26 +172,34 @@ def _parse_put(v1: bool, key: bytes, options: Options, body: bytes) -> Write | R
     except ValueError as error:
         return text(500, str(error))
     if "acquire" in values:
-        return _acquire(values["acquire"][0])
+        return _parse_acquire(v1, KvLock(key, body, values["acquire"][0], flags), options)
     if "release" in values:
-        return _release(values["release"][0], options)
+        return _parse_release(v1, KvUnlock(key, body, values["release"][0], flags), options)
     return Write(v1, KvSet(key, body, flags, cas), options.pretty)
 
 
-def _acquire(session: str) -> Response:
-    """Refuse a lock for a session that does not exist (spec §4.2)."""
-    if not session:
+def _parse_acquire(v1: bool, command: KvLock, options: Options) -> Write | Response:
+    """Refuse what cannot be a session; whether there is such a one is found out later (spec §4.2)."""
+    if not command.session:
         return text(500, "missing session")
-    if len(session.encode("utf-8", "surrogateescape")) != _SESSION_ID_LENGTH:
-        return text(500, "failed session lookup: index error: UUID must be 36 characters")
-    return text(500, f'invalid session "{session}"')
+    try:
+        session = canonical(command.session)
+    except ValueError as error:
+        return text(500, str(error))
+    return Write(v1, command._replace(session=session), options.pretty)
 
 
-def _release(session: str, options: Options) -> Response:
-    """Answer a release of a lock that nobody holds: no look-up, any text is allowed (spec §4.2)."""
-    if not session:
+def _parse_release(v1: bool, command: KvUnlock, options: Options) -> Write | Response:
+    """What cannot be a session holds nothing: no look-up, any text is allowed (spec §4.2)."""
+    if not command.session:
         return text(500, "missing session")
-    return Response(200, VARY + JSON_TYPE, prettify(b"false") if options.pretty else b"false")
+    try:
+        session = canonical(command.session)
+    except ValueError:
+        if not v1:
+            return own_text(409, _NOT_HELD)
+        return Response(200, VARY + JSON_TYPE, prettify(b"false") if options.pretty else b"false")
+    return Write(v1, command._replace(session=session), options.pretty)
 
 
 def _parse_delete(v1: bool, key: bytes, options: Options) -> Write | Response:
@@ -287,10 +296,7 @@ def _read_done(
             raise error  # noqa: TRY301  # one place turns errors into answers
         if options.max_stale_ms and view.last_contact_ms > options.max_stale_ms:
             # Too old: the leader answers instead, as if staleness had not been allowed.
-            fresh = options._replace(
-                consistency=Consistency.DEFAULT, effective=b"leader", max_stale_ms=0.0
-            )
-            start(operation._replace(options=fresh), backend, respond)
+            start(operation._replace(options=options.fresh()), backend, respond)
             return
         store = backend.replica.store
         if operation.shape in _LISTS:
@@ -312,7 +318,7 @@ def answer(operation: Read, store: Store, view: ReadView) -> Response:
     if pair is None:
         if not operation.v1:
             return Response(404)
-        return Response(404, _read_head(store.kv_index(), view, options))
+        return Response(404, read_head(store.kv_index(), view, options))
     if operation.shape == "one":
         body = b"[%b]" % entry_json(pair)
         if options.pretty:
@@ -326,7 +332,7 @@ def answer(operation: Read, store: Store, view: ReadView) -> Response:
         )
         return Response(200, head, body)
     if operation.v1:
-        head = _read_head(pair.modify_index, view, options)
+        head = read_head(pair.modify_index, view, options)
     else:
         head = b"X-Kvnode-Index: %d\r\nX-Kvnode-Flags: %d\r\n" % (pair.modify_index, pair.flags)
     return Response(200, head + _RAW_TYPE, pair.value)
@@ -348,7 +354,7 @@ def _listed(
         end = b"" if options.pretty else b"\n"
         respond(Response(200, JSON_TYPE, listed.body + end))
     else:
-        head = _read_head(listed.index, view, options)
+        head = read_head(listed.index, view, options)
         if listed.count or (operation.shape == "keys" and not operation.key):
             respond(Response(200, head + JSON_TYPE, listed.body))
         else:
@@ -356,7 +362,7 @@ def _listed(
             respond(Response(404, head))
 
 
-def _read_head(index: int, view: ReadView, options: Options) -> bytes:
+def read_head(index: int, view: ReadView, options: Options) -> bytes:
     """Build the query headers (spec §1.7). The index is never 0."""
     known = b"true" if view.known_leader else b"false"
     return _READ_HEAD % (index or 1, known, view.last_contact_ms, options.effective)
@@ -379,12 +385,29 @@ def _write_done(
 def _written(operation: Write, result: Result) -> Response:
     """Answer a write; an identical one names the index that the key kept (spec §2.1)."""
     index = result.modify_index or result.index
+    command = operation.command
+    if result.value is None:
+        assert isinstance(command, KvLock), "nothing else needs a session"
+        return _styled(text(500, f"invalid session {quote(command.session)}"), v1=operation.v1)
     if operation.v1:
         body = b"true" if result.value else b"false"
         return Response(200, _WRITE_HEAD % index, body + b"\n" if operation.pretty else body)
+    done, not_done = _words(command)
     head = _OWN_WRITE_HEAD % index
-    command = operation.command
     if not result.value:
-        cas = getattr(command, "cas", None)
-        return Response(409, head, b"not changed: the key's index is not %d\n" % (cas or 0))
-    return Response(200, head, b"stored\n" if isinstance(command, KvSet) else b"deleted\n")
+        return Response(409, head, not_done.encode() + b"\n")
+    return Response(200, head, done.encode() + b"\n")
+
+
+def _words(command: Command) -> tuple[str, str]:
+    """Return what our own routes say when it was done, and when not."""
+    match command:
+        case KvLock():
+            return "locked", _NOT_LOCKED
+        case KvUnlock():
+            return "released", _NOT_HELD
+        case KvSet(_, _, _, cas):
+            return "stored", f"not changed: the key's index is not {cas or 0}"
+        case _:
+            cas = getattr(command, "cas", None)
+            return "deleted", f"not changed: the key's index is not {cas or 0}"

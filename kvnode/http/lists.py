@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvnode.errors import BadRequest, InvariantBroken, NotNow
-from kvnode.http.entries import entry_json
+from kvnode.http.entries import entry_json, session_json
 from kvnode.http.messages import json_string, prettify_item
-from kvnode.store.records import decode_key
+from kvnode.store.records import decode_key, decode_session
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpSettings
@@ -51,6 +52,14 @@ class Wanted(NamedTuple):
     pretty: bool
 
 
+class WantedSessions(NamedTuple):
+    """Which sessions to list."""
+
+    node: str
+    """Only those of this node; empty: all."""
+    pretty: bool
+
+
 class Lists:
     """All lists of one server that are being built."""
 
@@ -62,7 +71,7 @@ class Lists:
         """Long lists that go on in later turns."""
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def build(self, store: Store, wanted: Wanted, done: Done) -> None:
+    def build(self, store: Store, wanted: Wanted | WantedSessions, done: Done) -> None:
         """Build a list of this moment; ``done`` is called now when it is short, else later.
 
         A list that has to wait is one of the moment at which it starts: newer, never older.
@@ -77,7 +86,7 @@ class Lists:
             job.view.close()
             self._waiting.append(lambda: self._start(store, wanted, done))
 
-    def _start(self, store: Store, wanted: Wanted, done: Done) -> None:
+    def _start(self, store: Store, wanted: Wanted | WantedSessions, done: Done) -> None:
         try:
             job = _Job(store.view(), wanted, self._settings)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
@@ -108,29 +117,34 @@ class _Job:
         "_bytes",
         "_bytes_max",
         "_chunks",
-        "_cut_from",
         "_error",
         "_index",
         "_last",
+        "_pretty",
         "_steps",
-        "_wanted",
         "view",
     )
 
-    def __init__(self, view: View, wanted: Wanted, settings: HttpSettings) -> None:
+    def __init__(self, view: View, wanted: Wanted | WantedSessions, settings: HttpSettings) -> None:
         self.view = view
-        self._wanted = wanted
+        self._pretty = wanted.pretty
         self._bytes_max = settings.list_bytes_max
         self._bytes = 0
         self._chunks: list[bytes] = []
-        self._cut_from = len(wanted.prefix) + 1
-        """Where in a raw key the separator is looked for."""
         self._last: bytes | None = None
         """The last name that was cut: what lies under it stands together, so comparing is enough."""
         self._index = 0
         self._error: Exception | None = None
-        visit = self._visit_entry if wanted.entries else self._visit_name
-        self._steps: Iterator[int] = view.walk(wanted.prefix, visit)
+        self._steps: Iterator[int] = self._walk(wanted)
+
+    def _walk(self, wanted: Wanted | WantedSessions) -> Iterator[int]:
+        """Choose what to visit, and how."""
+        if isinstance(wanted, WantedSessions):
+            return self.view.walk_sessions(partial(self._visit_session, wanted.node))
+        if wanted.entries:
+            return self.view.walk(wanted.prefix, self._visit_entry)
+        visit = partial(self._visit_name, wanted.separator, len(wanted.prefix) + 1)
+        return self.view.walk(wanted.prefix, visit)
 
     def advance(self, turn_s: float) -> bool:
         """Work for about ``turn_s`` seconds; True: finished, or failed."""
@@ -160,7 +174,7 @@ class _Job:
             done(None, self._error)
             return
         chunks = self._chunks
-        if self._wanted.pretty:
+        if self._pretty:
             inner = b",\n    ".join(chunks)
             body = b"[\n    %b\n]\n" % inner if chunks else b"[]\n"
         else:
@@ -170,12 +184,17 @@ class _Job:
     def _visit_entry(self, raw: bytes, record: bytes) -> None:
         self._add(entry_json(decode_key(raw, record)))
 
-    def _visit_name(self, raw: bytes, record: bytes) -> None:
-        separator = self._wanted.separator
+    def _visit_session(self, node: str, raw: bytes, record: bytes) -> None:
+        session = decode_session(raw, record)
+        if not node or session.node == node:
+            self._add(session_json(session))
+
+    def _visit_name(self, separator: bytes, cut_from: int, raw: bytes, record: bytes) -> None:
+        """``cut_from``: where in a raw key the separator is looked for."""
         if separator:
             if self._last is not None and raw.startswith(self._last):
                 return
-            at = raw.find(separator, self._cut_from)
+            at = raw.find(separator, cut_from)
             if at >= 0:
                 raw = raw[: at + len(separator)]
                 self._last = raw
@@ -187,4 +206,4 @@ class _Job:
             raise BadRequest(
                 f"The list is larger than {self._bytes_max} bytes; ask for a longer prefix"
             )
-        self._chunks.append(prettify_item(item) if self._wanted.pretty else item)
+        self._chunks.append(prettify_item(item) if self._pretty else item)

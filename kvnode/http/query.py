@@ -38,6 +38,10 @@ class Options(NamedTuple):
         found = self.values.get(name)
         return found[0] if found else None
 
+    def fresh(self) -> Options:
+        """Return the same for the leader's answer: a stale one was older than the client allows."""
+        return self._replace(consistency=Consistency.DEFAULT, effective=b"leader", max_stale_ms=0.0)
+
     def foreign_datacenter(self, datacenter: str) -> Response | None:
         """Refuse a request for another datacenter (spec §1.2)."""
         wanted = self.first("dc")

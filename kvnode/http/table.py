@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kvnode.http import kv, metrics
+from kvnode.http import kv, metrics, session
 from kvnode.http.agent import AgentRoutes
 from kvnode.http.health import HealthRoutes
 from kvnode.http.messages import Request, Response
@@ -16,20 +16,37 @@ from kvnode.http.router import Route, Router
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from kvnode.http.blocking import Parked
     from kvnode.http.context import HttpContext, HttpSettings
+    from kvnode.http.messages import Respond
 
 
-class KvRoute:
-    """The KV routes for the shell that awaits."""
+class Routes(Protocol):
+    """A module of such functions; see ``kv``."""
 
-    def __init__(self, backend: kv.Backend, settings: HttpSettings) -> None:
+    def parse_decoded(
+        self, method: str, path: bytes, raw_query: bytes, body: bytes, settings: HttpSettings, /
+    ) -> Any:
+        """Return an operation, or a ``Response``."""
+        ...
+
+    def start(self, operation: Any, backend: kv.Backend, respond: Respond, /) -> Parked | None:
+        """Run an operation."""
+        ...
+
+
+class CallBackRoute:
+    """Routes that are plain functions with call-backs (``kv``, ``session``), for the shell that awaits."""
+
+    def __init__(self, routes: Routes, backend: kv.Backend, settings: HttpSettings) -> None:
         """Remember whom to ask."""
+        self._routes = routes
         self._backend = backend
         self._settings = settings
 
     async def handle(self, request: Request) -> Response:
         """Parse, start, wait for the answer."""
-        parsed = kv.parse_decoded(
+        parsed = self._routes.parse_decoded(
             request.method, request.path, request.query, request.body, self._settings
         )
         if isinstance(parsed, Response):
@@ -40,7 +57,7 @@ class KvRoute:
             if not future.done():  # the client may have hung up
                 future.set_result(response)
 
-        parked = kv.start(parsed, self._backend, respond)
+        parked = self._routes.start(parsed, self._backend, respond)
         try:
             return await future
         finally:
@@ -62,14 +79,21 @@ class MetricsRoute:
 
 def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorRegistry) -> Router:
     """Build the table."""
-    keys = KvRoute(backend, context.settings).handle
+    keys = CallBackRoute(kv, backend, context.settings).handle
+    sessions = CallBackRoute(session, backend, context.settings).handle
     agent = AgentRoutes(context, registry)
     health = HealthRoutes(context)
     pages = PageRoutes(context.settings)
-    get = ("GET",)
+    get, put = ("GET",), ("PUT",)
     return Router((
         Route("/v1/kv/", kv.METHODS, keys, unlisted=("POST",), large_body=True),
         Route("/kv/", ("GET", "PUT", "POST", "DELETE"), keys, large_body=True),
+        Route("/v1/session/create", put, sessions),
+        Route("/v1/session/destroy/", put, sessions),
+        Route("/v1/session/renew/", put, sessions),
+        Route("/v1/session/info/", get, sessions),
+        Route("/v1/session/node/", get, sessions),
+        Route("/v1/session/list", get, sessions),
         Route("/v1/status/leader", get, agent.leader),
         Route("/v1/status/peers", get, agent.peers),
         Route("/v1/operator/raft/configuration", get, agent.configuration),

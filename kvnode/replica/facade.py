@@ -118,6 +118,8 @@ class ReplicaFacade(Protocol):
     store: Store
     watches: Watches
     """Who waits for which change. Register inside a read's ``done`` and no change is missed."""
+    session_watches: Watches
+    """The same for sessions, by their ids."""
 
     def write(self, command: Command, done: Done[Result]) -> None:
         """Replicate one command, from any node.

@@ -118,6 +118,7 @@ class Replica:
         self.store = recovery.store
         self.watches = Watches(settings.watchers_max, self.store.applied_index)
         self.store.on_change = self.watches.changed
+        self.session_watches = Watches(settings.watchers_max, self.store.applied_index)
         self.raft = self._make_raft(
             recovery.hard_state, recovery.base, recovery.entries, Index(self.store.applied_index)
         )
@@ -478,6 +479,7 @@ class Replica:
             for entry, result in zip(committed, results, strict=True):
                 desk.applied(entry.index, entry.term, result)
         self.watches.wake()
+        self.session_watches.wake()
         if membership_changed:
             self.peers.refresh()
             self.sessions.members_changed()

@@ -86,6 +86,7 @@ class Sessions:
 
     def _on_session(self, index: int, session_id: str, session: Session | None) -> None:
         """The store applied the beginning or the end of one, or was replaced (no id)."""
+        self._replica.session_watches.changed(index, session_id.encode(), not session_id)
         if not session_id:
             self.delays.restart()
         elif session is None:

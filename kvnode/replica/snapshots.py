@@ -217,6 +217,7 @@ class SnapshotReceiver:
         # Stale reads go on meanwhile, so the old engine is closed only after nobody can reach it.
         old = replica.store.replace(engine)
         replica.watches.wake()
+        replica.session_watches.wake()
         replica.worker.submit(old.close, self._closed)
         if replica.store.applied_index != meta.last.index:
             replica.fail(

@@ -36,5 +36,6 @@ locking in the sense of threads (one task owns the store), waiting (``on_change`
 syncs (the replica decides when to flush), JSON and URLs.
 
 Where to read on: ``kv``, ``locks`` and ``txn`` say what each command does, ``tables`` how a batch sees
-itself, ``records`` what is stored, ``reads``, ``snapshot``, ``checks``; ``DESIGN.md`` has the reasons and the measurements.
+itself, ``records`` what is stored, ``reads``, ``snapshot``, ``checks``; ``DESIGN.md`` has the reasons and
+the measurements.
 """

@@ -15,6 +15,7 @@ from kvnode.store.records import (
     KEY_MODIFY,
     KEY_MODIFY_AT,
     KV,
+    SESSIONS,
     TREE_GRAVES,
     Meta,
     decode_grave,
@@ -22,7 +23,7 @@ from kvnode.store.records import (
 )
 
 Visitor = Callable[[bytes, bytes], None]
-"""Called with the raw key (see ``records``) and the record of each key, in byte order."""
+"""Called with the raw key (see ``records``) and the record of each row, in byte order."""
 
 
 class View:
@@ -72,6 +73,15 @@ class View:
                     highest = max(highest, decode_grave(raw, record))
                 yield highest
         yield highest or self.meta.kv_index
+
+    def walk_sessions(self, visit: Visitor) -> Iterator[int]:
+        """Visit every session in the order of their ids, a row per step; the number is the same for
+        each: the index of that read (spec §2.2).
+        """
+        for raw, record in self._snapshot.scan(*key_range(SESSIONS, b"")):
+            visit(raw, record)
+            yield self.meta.session_index
+        yield self.meta.session_index
 
     def close(self) -> None:
         """Release the view. Idempotent."""

@@ -14,7 +14,7 @@ import pytest
 
 from kvnode.http import HttpContext, HttpServer, HttpSettings
 from tests.chaos import processes
-from tests.conformance.wire import Kv, Wire
+from tests.conformance.wire import Kv, Sessions, Wire
 from tests.http.fake_replica import FakeReplica
 
 
@@ -26,6 +26,8 @@ class Target(NamedTuple):
     fake: FakeReplica | None
 
 
+TTL_MIN_MS = 500
+"""``session_ttl_min`` of every target, so that no test has to wait for twenty seconds."""
 SHELLS = ["aiohttp", "fast"]
 PROCESSES = ["leader", "follower"]
 """Nodes of a real three-node cluster; run with ``-m chaos``."""
@@ -35,7 +37,8 @@ PROCESSES = ["leader", "follower"]
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Target]]:
     """Three processes, shared by all tests: each test keeps to keys of its own."""
     with asyncio.Runner() as runner:
-        context = processes.cluster(tmp_path_factory.mktemp("conformance"))
+        flags = [f"--session-ttl-min-s={TTL_MIN_MS / 1000}"]
+        context = processes.cluster(tmp_path_factory.mktemp("conformance"), flags=flags)
         made = runner.run(context.__aenter__())
         try:
             runner.run(made.ready())
@@ -67,7 +70,9 @@ async def node(place: Target | str) -> AsyncIterator[Target]:
         yield place
         return
     fake = FakeReplica()
-    settings = HttpSettings(node_name="kvnode-0", fast_path=place == "fast")
+    settings = HttpSettings(
+        node_name="kvnode-0", fast_path=place == "fast", session_ttl_min_ns=TTL_MIN_MS * 10**6
+    )
     server = HttpServer(HttpContext(replica=fake, settings=settings))
     await server.start("127.0.0.1", 0)
     yield Target("127.0.0.1", server.port, fake)
@@ -84,6 +89,13 @@ async def wire(node: Target) -> AsyncIterator[Wire]:
 @pytest.fixture
 def kv(wire: Wire) -> Kv:
     return Kv(wire)
+
+
+@pytest.fixture
+async def sessions(wire: Wire) -> AsyncIterator[Sessions]:
+    made = Sessions(wire)
+    yield made
+    await made.destroy_all()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from kvnode import errors
 from kvnode.raft.types import Index
 from kvnode.replica.facade import PodStatus
 from kvnode.store.commands import KvSet
+from tests.conformance.conftest import TTL_MIN_MS
 from tests.conformance.wire import Kv, Wire
 from tests.http.fake_replica import ME, OTHER, FakeReplica
 
@@ -215,7 +216,7 @@ async def test_agent_self_has_what_clients_read(wire: Wire) -> None:
     assert {"Config", "DebugConfig", "Coord", "Member", "Stats", "Meta"} <= set(own)
     config = own["Config"]
     assert config["Version"].split(".")[0] == "1"
-    assert config["SessionTTLMin"] == 10_000_000_000
+    assert config["SessionTTLMin"] == TTL_MIN_MS * 10**6
     assert config["Datacenter"] == "dc1"
     raft = own["Stats"]["raft"]
     for name in [

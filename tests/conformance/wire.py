@@ -131,3 +131,36 @@ class Kv:
         assert answer.status == 200, answer
         (entry,) = answer.json
         return dict(entry)
+
+
+class Sessions:
+    """The session routes; what a test has made is destroyed after it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.made: list[str] = []
+
+    async def create(self, **members: Any) -> str:
+        answer = await self.wire("PUT", "/v1/session/create", json.dumps(members))
+        assert answer.status == 200, answer
+        assert list(answer.json) == ["ID"]
+        self.made.append(answer.json["ID"])
+        return self.made[-1]
+
+    async def renew(self, session: str) -> Answer:
+        return await self.wire("PUT", f"/v1/session/renew/{session}")
+
+    async def destroy(self, session: str) -> Answer:
+        return await self.wire("PUT", f"/v1/session/destroy/{session}")
+
+    async def info(self, session: str, query: str = "") -> Answer:
+        return await self.wire("GET", f"/v1/session/info/{session}" + (query and f"?{query}"))
+
+    async def lives(self, session: str) -> bool:
+        answer = await self.info(session)
+        assert answer.status == 200, answer
+        return answer.json != []
+
+    async def destroy_all(self) -> None:
+        for session in self.made:
+            await self.destroy(session)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Index, NodeId, Role, Term
 from kvnode.replica.facade import Consistency, MemberStatus, PodStatus, ReadView, Status
+from kvnode.replica.lock_delays import LockDelays
+from kvnode.replica.session_timers import SessionTimers
 from kvnode.replica.watches import Watches
-from kvnode.store.commands import Command
+from kvnode.store.commands import Command, KvLock, Result, SessionDestroy, Txn
 from kvnode.store.memory import MemoryEngine
+from kvnode.store.records import Session
 from kvnode.store.store import Store
 
 ME = NodeId("11111111-1111-4111-8111-111111111111")
@@ -25,6 +29,11 @@ class FakeReplica:
         self.store = Store(MemoryEngine())
         self.watches = Watches(100_000, 0)
         self.store.on_change = self.watches.changed
+        self.session_watches = Watches(100_000, 0)
+        self.store.on_session = self._on_session
+        self.delays = LockDelays(self.store, time.monotonic)
+        self.timers = SessionTimers(self.store, self._end, lambda _node: True)
+        self._ticking = False
         self.next_index = 10
         self.write_error: KvnodeError | None = None
         self.read_error: KvnodeError | None = None
@@ -81,8 +90,41 @@ class FakeReplica:
         for call in held:
             call()
 
+    # What the driver does for sessions, in one place: clocks, lock-delays, watchers.
+
+    def _on_session(self, index: int, session_id: str, session: Session | None) -> None:
+        self.session_watches.changed(index, session_id.encode(), False)
+        if session is None:
+            self.delays.ended(index)
+            self.timers.ended(session_id)
+        else:
+            self.timers.began(session)
+        if not self._ticking:
+            self._ticking = True
+            self.timers.begin(time.monotonic())
+            self._tick()
+
+    def _tick(self) -> None:
+        self.timers.run(time.monotonic())
+        asyncio.get_running_loop().call_later(0.02, self._tick)
+
+    def _end(self, session_id: str) -> None:
+        self.write(SessionDestroy(session_id), lambda _result, _error: None)
+
+    def renew_session(self, session_id: str, done: Any) -> None:
+        if self.read_error is not None:
+            self._complete(lambda: done(None, self.read_error))
+        else:
+            self._complete(lambda: done(self.timers.renew(session_id), None))
+
     def write(self, command: Command, done: Any) -> None:
         self.commands.append(command)
+        if isinstance(command, (KvLock, Txn)):
+            verdict = self.delays.judge(command)
+            if isinstance(verdict, Result):
+                self._complete(lambda: done(verdict, None))
+                return
+            command = verdict
         self._complete(lambda: self._apply(command, done))
 
     def _apply(self, command: Command, done: Any) -> None:
@@ -92,6 +134,7 @@ class FakeReplica:
         index, self.next_index = self.next_index, self.next_index + 1
         result = self.store.apply_batch([(index, command)])[0]
         self.watches.wake()
+        self.session_watches.wake()
         done(result, None)
 
     def read(self, consistency: Consistency, done: Any) -> None:
