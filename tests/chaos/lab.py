@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import time
@@ -36,6 +37,8 @@ class LabNode(Node):
     machine: Machine = None  # type: ignore[assignment]  # follows fields with defaults
     volume: Volume | None = None
     left_behind: list[Path] = field(default_factory=list)
+    life_at: int = 0
+    """Where this life's lines begin in the log."""
 
     @property
     def data(self) -> Path:
@@ -64,6 +67,7 @@ class LabNode(Node):
             inside = [str(tool("strace")), "-D", "-f", "-y", "-o", str(trace), *strace]
         self.wrapper = self.machine.wrapper(*inside)
         self.host = self.machine.address
+        self.life_at = self.log.stat().st_size if self.log.exists() else 0
         super().start()
         if "LD_PRELOAD" in self.environment:
             assert self.process is not None
@@ -71,6 +75,14 @@ class LabNode(Node):
                 Path(f"/dev/shm/{name}_{self.process.pid}")
                 for name in ("faketime_shm", "sem.faketime_sem")
             ]
+
+    async def started(self, timeout_s: float = 30.0) -> None:
+        """Wait until this life is under way: before, a signal finds no handler."""
+        deadline = time.monotonic() + timeout_s
+        while b'"node_started"' not in self.log.read_bytes()[self.life_at :]:
+            assert time.monotonic() < deadline, f"{self.name} does not start"
+            assert self.is_running, f"{self.name} ended while it started"
+            await asyncio.sleep(0.05)
 
     def tidy(self) -> None:
         """Remove what libfaketime leaves of a process that was killed."""

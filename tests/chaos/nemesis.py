@@ -293,19 +293,22 @@ class Nemesis:
         nodes = self.cluster.lab_nodes
         return await self._kill(self.rng.sample(nodes, len(nodes)), "everybody")
 
+    async def _stop(self, node: LabNode) -> None:
+        await node.started()
+        code = await asyncio.to_thread(node.stop)
+        assert code == 0, f"{node.name} stopped with {code}\n{self.cluster.tails()}"
+
     async def stop_one(self) -> str:
         """In good order: SIGTERM, leadership handed over, and back."""
         victim, words = await self._victim()
-        code = await asyncio.to_thread(victim.stop)
-        assert code == 0, f"{victim.name} stopped with {code}\n{self.cluster.tails()}"
+        await self._stop(victim)
         await self._hold(0.0, 2.0)
         victim.start()
         return words
 
     async def roll(self) -> str:
         for node in self.cluster.lab_nodes:
-            code = await asyncio.to_thread(node.stop)
-            assert code == 0, f"{node.name} stopped with {code}\n{self.cluster.tails()}"
+            await self._stop(node)
             node.start()
             await self._hold(0.5, 1.5)
         return "each in turn"

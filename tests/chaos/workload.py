@@ -77,8 +77,8 @@ class Workload:
     """Answers that the manual does not know, and lies: each is a failure."""
     refusals: Counter[str] = field(default_factory=Counter)
     """Texts of refusals."""
-    acknowledged: list[float] = field(default_factory=list)
-    """When each write was acknowledged."""
+    acknowledged: list[tuple[float, float]] = field(default_factory=list)
+    """When each acknowledged write was asked for, and when it was answered."""
     epochs: int = 1
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -132,16 +132,16 @@ class Workload:
             pass
 
     async def first_after(self, moment: float, timeout_s: float) -> float:
-        """Seconds from ``moment`` to the first write acknowledged after it.
+        """Seconds from ``moment`` to the first acknowledgement of a write asked for after it.
 
         Raises:
             AssertionError: None within the time.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            later = [at for at in self.acknowledged[-1000:] if at > moment]
-            if later:
-                return later[0] - moment
+            for called, at in self.acknowledged[-1000:]:
+                if called > moment:
+                    return at - moment
             await asyncio.sleep(0.02)
         raise AssertionError(f"no write in {timeout_s} s\n{self.cluster.tails()}")
 
@@ -233,20 +233,21 @@ class _Client:
         pending.ok(now, applied=applied, index=answer.index)
         if applied:
             self._seen[key] = answer.index
-            self._load.acknowledged.append(now)
+            self._load.acknowledged.append((pending.called, now))
         return True
 
     async def _ledger(self) -> bool:
         load = self._load
         self._sequence += 1
         key, value = f"w/{self._name}/{self._sequence}", self._value()
+        called = time.monotonic()
         answer = await self._ask("PUT", f"/v1/kv/{key}", None, value.encode(), key)
         if answer is None:
             return False
         if answer.body != b"true":
             load.surprises.append(f"{key}: a plain write answered {answer.body!r}")
         load.ledger[key] = value
-        load.acknowledged.append(time.monotonic())
+        load.acknowledged.append((called, time.monotonic()))
         return True
 
     async def _list(self) -> bool:
@@ -303,7 +304,7 @@ class _Client:
         now = time.monotonic()
         for pending in pendings:
             pending.ok(now, applied=True, index=answer.index)
-        self._load.acknowledged.append(now)
+        self._load.acknowledged.append((pendings[0].called, now))
         return True
 
     # -- pieces ------------------------------------------------------------------------------------
