@@ -1,6 +1,6 @@
 """Whole clusters under faults: a fixed list of seeds, the regressions, and fresh ones.
 
-``KVNODE_SIM_SEEDS`` (default 1000) says how many seeds, ``KVNODE_SIM_BASE`` where they begin (default:
+``KVNODE_SIM_SEEDS`` (default 1500) says how many seeds, ``KVNODE_SIM_BASE`` where they begin (default:
 half of them from a fixed place, half from one drawn anew, which a failure prints). A failure prints
 the seed and the command that repeats it byte for byte.
 """
@@ -22,7 +22,7 @@ from tests.simulation.soak import Coverage, run_many
 
 ROOT = Path(__file__).parents[2]
 BATCHES = 20
-COUNT = int(os.environ.get("KVNODE_SIM_SEEDS", "1000"))
+COUNT = int(os.environ.get("KVNODE_SIM_SEEDS", "1500"))
 FIXED_BASE = 1_000
 
 
