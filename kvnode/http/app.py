@@ -15,13 +15,14 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from kvnode.http import errors, kv
+from kvnode.http.gate import LARGE_ANSWER_BYTES
 from kvnode.http.messages import TEXT_TYPE, Request, Response, header_pairs
 from kvnode.http.router import Match, Router
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kvnode.http.context import HttpContext
+    from kvnode.http.context import HttpContext, HttpSettings
     from kvnode.http.gate import Gate
     from kvnode.http.metrics import Recorder
     from kvnode.http.router import Route
@@ -36,6 +37,16 @@ _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS"})
 WRITES = frozenset({"PUT", "POST", "DELETE"})
 _BAD_TARGET = Response(400, TEXT_TYPE, b"400 Bad Request: invalid request target")
 _SLOW = Response(408, TEXT_TYPE, b"the request's body did not arrive in time; nothing was stored")
+_SPARED = (b"/health/", b"/metrics")
+"""Whoever asks whether an overloaded node lives must not be told to come back later."""
+_SLOW_HEAD = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 35\r\n\r\n"
+    b"the request did not arrive in time\n"
+)
+_LONG_HEAD = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 31\r\n\r\n"
+    b"the request's head is too long\n"
+)
 _BROKEN = Response(400, TEXT_TYPE, b"the request's body is malformed; nothing was stored")
 
 
@@ -67,6 +78,11 @@ class App:
             auto_decompress=False,  # the bytes sent are the value
         )
 
+    @property
+    def settings(self) -> HttpSettings:
+        """The bounds and times of a connection."""
+        return self._settings
+
     async def handle(self, request: web.BaseRequest) -> web.Response:
         """Answer one request; never raises."""
         started = self._loop.time()
@@ -77,7 +93,8 @@ class App:
         label = "overload"
         raw_path, _, raw_query = _target(request).partition(b"?")
         v1 = not raw_path.startswith(b"/kv/") and raw_path.startswith(b"/v1")
-        refusal = gate.refusal()
+        refusal = gate.refusal() if not raw_path.startswith(_SPARED) else None
+        close |= gate.connections > gate.connections_max
         gate.enter()
         try:
             if refusal is not None:
@@ -101,9 +118,19 @@ class App:
         finally:
             gate.leave()
             gate.body_bytes -= taken
+        response = self._keep(response, v1=v1)
         counted = method if method in _METHODS else "OTHER"  # a label must stay bounded
         self._recorder.observe(label, counted, response.status, self._loop.time() - started)
         return self._reply(response, close=close or self.closing)
+
+    def _keep(self, response: Response, *, v1: bool) -> Response:
+        """Count a large answer, or refuse to keep it; ``_Handler`` gives it back when it was sent."""
+        size = len(response.body)
+        if size > LARGE_ANSWER_BYTES:
+            refusal = self._gate.answer_refusal(size)
+            if refusal is not None:
+                return errors.refuse(refusal, v1=v1, write=False)
+        return response
 
     async def _run(
         self, request: web.BaseRequest, found: Match, raw_query: bytes, body: bytes
@@ -188,9 +215,77 @@ class App:
 class _Handler(web.RequestHandler):
     """One connection of the full shell."""
 
-    __slots__ = ("answer_bad_request",)
+    __slots__ = ("_head_bytes", "_head_timer", "answer_bad_request", "gate", "limits")
 
     answer_bad_request: Callable[[str], web.Response]
+    gate: Gate
+    limits: HttpSettings
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a head may neither take for ever nor grow without a bound.
+
+        aiohttp bounds each line and their number, but neither the whole nor the time.
+        """
+        super().data_received(data)
+        waits = not self._messages and (self._waiter is not None or self._request_count == 0)
+        if not waits or self.transport is None:
+            self._head_is_complete()
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > self.limits.url_bytes_max + self.limits.header_bytes_max:
+            self._give_up(_LONG_HEAD)
+        elif self._head_timer is None:
+            self._head_timer = asyncio.get_running_loop().call_later(
+                self.limits.receive_timeout_s, self._give_up, _SLOW_HEAD
+            )
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._head_is_complete()
+        self.gate.is_quick(self)
+        super().connection_lost(exc)
+
+    def _head_is_complete(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self, answer: bytes) -> None:
+        """End a connection whose request never came."""
+        self._head_is_complete()
+        transport = self.transport
+        if transport is not None:
+            transport.write(answer)
+            self.force_close()
+
+    def _cut(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; whoever does not take a large one in time is cut."""
+        size = len(resp.body) if isinstance(resp, web.Response) and resp.body else 0  # type: ignore[arg-type]
+        if size <= LARGE_ANSWER_BYTES:
+            return await super().finish_response(request, resp, start_time)
+        loop = asyncio.get_running_loop()
+        self.gate.is_slow(self, loop.time(), self._cut)
+        try:
+            async with asyncio.timeout(self.limits.write_timeout_s):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self._cut()
+            return resp, True
+        finally:
+            self.gate.is_quick(self)
+            self.gate.answer_bytes -= size
 
     def handle_error(
         self,
@@ -221,6 +316,8 @@ class _Server(web.Server):
     def __call__(self) -> web.RequestHandler:
         handler = _Handler(self, loop=self._loop, **self._settings)
         handler.answer_bad_request = self._app.answer_bad_request
+        handler.gate = self._gate
+        handler.limits = self._app.settings
         return handler
 
     def connection_lost(

@@ -18,6 +18,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kvnode.http import errors, kv
+from kvnode.http.exchange import Exchange
+from kvnode.http.gate import LARGE_ANSWER_BYTES
 from kvnode.http.heads import read_block
 from kvnode.http.messages import TEXT_TYPE, Response
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvnode.errors import Overloaded
-    from kvnode.http.blocking import Parked
     from kvnode.http.context import HttpSettings
     from kvnode.http.gate import Gate
     from kvnode.http.metrics import Recorder
@@ -41,11 +42,13 @@ _BUFFER_PAUSE_BYTES = 64 * 1024
 _LINGER_S = 2.0
 """After refusing a request that is still being sent: how long its bytes are thrown away before the
 connection is cut. Closing at once would reset it, and the client might never see the answer."""
-_WRITE_HIGH_BYTES = 256 * 1024
+_WRITE_HIGH_BYTES = 64 * 1024
 _SWEEP_S = 0.5
 _REFUSED_TIMEOUT_S = 5.0
 """For how long a connection above the bound may take to hear that."""
 _NEVER = float("inf")
+_SPARED = (b"GET /health/", b"GET /metrics ")
+"""Who asks whether an overloaded node lives must not be told to come back later."""
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
@@ -70,48 +73,6 @@ class FullShell(Protocol):
     def close(self) -> None:
         """Close after the requests received so far."""
         ...
-
-
-class Exchange:
-    """One request in progress on a connection, and the slot of its answer."""
-
-    __slots__ = ("connection", "label", "method", "parked", "response", "size", "started")
-
-    def __init__(
-        self, connection: Connection, method: str, label: str, size: int, now: float
-    ) -> None:
-        """Remember what the answer needs; ``size`` is the body's length in bytes."""
-        self.connection = connection
-        self.method = method
-        self.label = label
-        self.size = size
-        self.started = now
-        self.response: Response | None = None
-        self.parked: Parked | None = None
-        """The handle of a blocking query."""
-
-    def give_up(self) -> None:
-        """The client hung up: a blocking query stops, anything else goes on without it."""
-        if self.parked is not None and self.response is None:
-            hub = self.connection.hub
-            hub.backend.blocking.cancel(self.parked)
-            hub.gate.leave()
-            hub.gate.body_bytes -= self.size
-
-    def respond(self, response: Response) -> None:
-        """Take the answer; also called when the client is long gone."""
-        assert self.response is None, "answered twice"
-        self.response = response
-        connection = self.connection
-        hub = connection.hub
-        gate = hub.gate
-        gate.leave()
-        gate.body_bytes -= self.size
-        now = hub.time()
-        recorder = hub.recorder
-        recorder.observe(self.label, self.method, response.status, now - self.started)
-        recorder.fast += 1
-        connection.flush(now)
 
 
 class Hub:
@@ -155,6 +116,7 @@ class Hub:
         now = self.time()
         for connection in [c for c in self.connections if c.deadline <= now]:
             connection.expire()
+        self.gate.relieve(now)
         self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
 
     def encode(self, response: Response, *, last: bool) -> bytes:
@@ -206,6 +168,7 @@ class Connection(asyncio.Protocol):
         "_lost",
         "_need",
         "_odd",
+        "_owed",
         "_pending",
         "_reading_paused",
         "_receiving",
@@ -228,6 +191,8 @@ class Connection(asyncio.Protocol):
         """The buffer is not worth looking at before it holds so many bytes."""
         self._held = 0
         """How much of the gate's ``body_bytes`` the buffer stands for."""
+        self._owed = 0
+        """How much of the gate's ``answer_bytes`` the transport's buffer stands for."""
         self._pending: deque[Exchange] = deque()
         """Requests in progress, in the order of their answers."""
         self._blocked = False
@@ -272,11 +237,15 @@ class Connection(asyncio.Protocol):
         """Forget the connection. Proposals in progress go on; their answers fall on the floor."""
         self._lost = True
         for exchange in self._pending:
+            if exchange.response is not None:
+                self._give_back(exchange.response)
             exchange.give_up()
         self._pending.clear()
         self.hub.connections.discard(self)
         self.hub.gate.connections -= 1
+        self.hub.gate.is_quick(self)
         self._hold(0)
+        self._owe(0)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; answer the requests that they complete."""
@@ -305,12 +274,17 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not take its answers: start nothing more for it."""
         self._writing_paused = True
-        self.deadline = self.hub.time() + self.hub.settings.write_timeout_s
+        now = self.hub.time()
+        self.deadline = now + self.hub.settings.write_timeout_s
+        self.hub.gate.is_slow(self, now, self.abort)
+        self._owe(self._transport.get_write_buffer_size())
         self._pause_reading()
 
     def resume_writing(self) -> None:
         """Go on."""
         self._writing_paused = False
+        self.hub.gate.is_quick(self)
+        self._owe(0)
         if not self._leaving:
             self._settle(self.hub.time())
 
@@ -453,8 +427,11 @@ class Connection(asyncio.Protocol):
         chunks = []
         while pending and (response := pending[0].response) is not None:
             pending.popleft()
+            self._give_back(response)
             chunks.append(self.hub.encode(response, last=self._last and not pending))
         self._transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self._writing_paused:
+            self._owe(self._transport.get_write_buffer_size())
         if not self._consuming:
             self._settle(now)
 
@@ -498,6 +475,17 @@ class Connection(asyncio.Protocol):
         """Account for what the buffer holds."""
         self.hub.gate.body_bytes += size - self._held
         self._held = size
+
+    def _owe(self, size: int) -> None:
+        """Account for what the client has not taken of its answers."""
+        self.hub.gate.answer_bytes += size - self._owed
+        self._owed = size
+
+    def _give_back(self, response: Response) -> None:
+        """A large answer leaves for the transport, or for nowhere."""
+        size = len(response.body)
+        if size > LARGE_ANSWER_BYTES:
+            self.hub.gate.answer_bytes -= size
 
     # --- endings ---------------------------------------------------------------------------
 
@@ -543,6 +531,8 @@ class Connection(asyncio.Protocol):
             return 0
         assert self._refusal is not None, "called for refused connections only"
         line = bytes(data[at:line_end])
+        if line.startswith(_SPARED):
+            return self._leave_to_full_shell()  # which answers this one request, and closes
         v1 = b" /v1/" in line
         write = not line.startswith((b"GET ", b"HEAD ", b"OPTIONS "))
         return self._refuse(errors.refuse(self._refusal, v1=v1, write=write))
@@ -561,6 +551,11 @@ class Connection(asyncio.Protocol):
             self._refuse(_SLOW)
         else:
             self._leave(self.hub.time())
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether answers fall on the floor."""
+        return self._lost
 
     def finish(self) -> None:
         """Take no further request; close after the answers in progress."""

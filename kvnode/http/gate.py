@@ -1,10 +1,16 @@
-"""Bounds on everything that clients can pile up (RC-67): connections, requests, bodies."""
+"""Bounds on everything that clients can pile up (RC-67): connections, requests, bodies, answers."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from kvnode.errors import Overloaded
+
+LARGE_ANSWER_BYTES = 8 * 1024
+"""Answers up to this length are not counted: they are bounded by the number of requests."""
+SLOW_S = 1.0
+"""Under pressure, a client that has not taken its answer for so long makes room for the others."""
 
 
 class Gate:
@@ -12,6 +18,8 @@ class Gate:
 
     __slots__ = (
         "_idle",
+        "_slow",
+        "answer_bytes",
         "body_bytes",
         "bytes_max",
         "connections",
@@ -32,10 +40,14 @@ class Gate:
         self.requests_max = requests_max
         self.body_bytes = 0
         """Bytes of bodies received for requests that are not answered yet."""
+        self.answer_bytes = 0
+        """Bytes of large answers that their clients have not taken yet."""
         self.bytes_max = bytes_max
+        """For bodies, and as much again for answers."""
         self.rejected = 0
         """How often something was refused, for the metrics."""
         self._idle: asyncio.Event | None = None
+        self._slow: dict[object, tuple[float, Callable[[], None]]] = {}
 
     def enter(self) -> None:
         """Count a request that starts."""
@@ -79,6 +91,34 @@ class Gate:
             self.rejected += 1
             return Overloaded(f"{self.bytes_max} bytes of requests are in progress")
         return None
+
+    def answer_refusal(self, size: int) -> Overloaded | None:
+        """Return why a read's answer of ``size`` bytes may not be kept, or None and count it.
+
+        Whoever counted it gives it back: ``answer_bytes -= size``.
+        """
+        if self.answer_bytes + size > self.bytes_max and self.answer_bytes:
+            self.rejected += 1
+            return Overloaded(f"{self.answer_bytes} bytes of answers wait to be taken")
+        self.answer_bytes += size
+        return None
+
+    def is_slow(self, client: object, since: float, cut: Callable[[], None]) -> None:
+        """A client has stopped taking its answer; ``cut`` ends its connection."""
+        self._slow.setdefault(client, (since, cut))
+
+    def is_quick(self, client: object) -> None:
+        """It takes it again, or is gone."""
+        self._slow.pop(client, None)
+
+    def relieve(self, now: float) -> None:
+        """Cut the slowest clients, when their answers leave no room for those of others."""
+        while self._slow and 2 * self.answer_bytes > self.bytes_max:
+            client, (since, cut) = next(iter(self._slow.items()))
+            if now - since < SLOW_S:
+                return
+            del self._slow[client]
+            cut()
 
     def connection_refusal(self) -> Overloaded | None:
         """Return why a connection that is already counted may not be served, or None."""
