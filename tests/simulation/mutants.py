@@ -39,9 +39,10 @@ from kvnode.store import kv, store
 from kvnode.store.commands import KvSet
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.records import META_KEY
-from tests.simulation.cluster import Simulation, draw
+from tests.simulation.cluster import Simulation
 from tests.simulation.core_fuzz import CoreFuzz
 from tests.simulation.disk import _SimFile
+from tests.simulation.swarm import draw
 
 Net = Literal["core", "cluster"]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from tests.simulation.cluster import Simulation, draw
+from tests.simulation.cluster import Simulation
+from tests.simulation.swarm import draw
 
 REGRESSIONS: dict[int, str] = {
     11: "requests that came back at once were forwarded again in a hot loop",

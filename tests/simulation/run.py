@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tests.simulation.cluster import Swarm, draw, run_seed
+from tests.simulation.cluster import run_seed
+from tests.simulation.swarm import Swarm, draw
 
 
 def _swarm(options: argparse.Namespace, seed: int) -> Swarm:
