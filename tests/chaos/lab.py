@@ -202,6 +202,7 @@ async def lab_cluster(
     fake_clock: bool = False,
     seed: int = 0,
     start: bool = True,
+    module: tuple[str, ...] = ("kvnode",),
 ) -> AsyncIterator[LabCluster]:
     """Machines, and on each a node that knows the others by address; all gone at the end.
 
@@ -213,6 +214,7 @@ async def lab_cluster(
         fake_clock: Let ``LabNode.set_clock`` work, where libfaketime is installed.
         seed: Of the network's chance.
         start: Start the nodes.
+        module: What the nodes run, see ``planted``.
     """
     with laboratory(directory, count, seed=seed) as lab:
         joins = [f"--retry-join={machine.address}:{PEER_PORT}" for machine in lab.machines]
@@ -221,6 +223,8 @@ async def lab_cluster(
             node_on(machine, f"kvnode-{number}", base, volume_mib=volume_mib, fake_clock=fake_clock)
             for number, machine in enumerate(lab.machines)
         ]
+        for node in nodes:
+            node.module = module
         connector = aiohttp.TCPConnector(socket_factory=lab.clients.socket)
         timeout = aiohttp.ClientTimeout(total=15)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:

@@ -34,7 +34,7 @@ NETWORK = (
     "dirty_network", "clients_cut_from_leader", "clients_lossy",
 )  # fmt: skip
 OTHER = (
-    "pause_leader", "pause_follower", "pause_all", "kill_one", "kill_leader", "kill_majority",
+    "pause_leader", "pause_follower", "pause_all", "stutter", "kill_one", "kill_leader", "kill_majority",
     "kill_all", "stop_one", "roll", "transfer_leader", "new_address", "lost_volume",
 )  # fmt: skip
 STRACE = ("kill_at_sync", "eio_on_sync", "disk_full_error", "slow_disk")
@@ -267,6 +267,24 @@ class Nemesis:
     async def pause_all(self) -> str:
         return await self._pause(list(self.cluster.lab_nodes), "everybody")
 
+    async def stutter(self) -> str:
+        """A node that runs a fifth of the time: its clock is slow, it believes old news for longer."""
+        victim, words = await self._victim()
+        return await self._stutter(victim, words)
+
+    async def stutter_leader(self) -> str:
+        leader = await self._leader()
+        return await self._stutter(leader, leader.name)
+
+    async def _stutter(self, victim: LabNode, words: str) -> str:
+        until = time.monotonic() + self.rng.uniform(2.0, 6.0)
+        while time.monotonic() < until:
+            victim.signal(SIGSTOP)
+            await self._hold(0.05, 0.3)
+            victim.signal(SIGCONT)
+            await self._hold(0.01, 0.06)
+        return words
+
     async def _kill(self, nodes: list[LabNode], words: str) -> str:
         for node in nodes:
             node.kill()
@@ -371,7 +389,8 @@ class Nemesis:
         return f"{words} at sync {number}"
 
     async def eio_on_sync(self) -> str:
-        return await self._disk_error("fdatasync:error=EIO:when=1+", "fdatasync")
+        """Once: the next sync would succeed, if there were one."""
+        return await self._disk_error("fdatasync:error=EIO:when=1", "fdatasync")
 
     async def disk_full_error(self) -> str:
         return await self._disk_error("pwrite64:error=ENOSPC:when=1+", "pwrite64")
@@ -381,7 +400,9 @@ class Nemesis:
         with victim.traced("-e", f"trace={call}", "-e", f"inject={inject}"):
             code = await self._until_ended(victim)
         if code is None:
-            return f"{words} did not feel it"
+            trace = (victim.directory / "strace").read_text(errors="replace")
+            assert "INJECTED" not in trace, f"{victim.name} goes on after an error of its disk"
+            return f"{words} did not {call} at all"
         assert code == DIED_OF_DISK, (code, self.cluster.tails())
         last = victim.events("node_must_stop")[-1]
         assert last["reason"] in {"DiskFailed", "DiskFull"}, last

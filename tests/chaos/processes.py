@@ -51,6 +51,8 @@ class Node:
     environment: dict[str, str] = field(default_factory=dict)
     wrapper: list[str] = field(default_factory=list)
     """What stands before the interpreter: a program that runs it elsewhere, or watches it."""
+    module: tuple[str, ...] = ("kvnode",)
+    """What is run; see ``planted`` for another one."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -71,7 +73,7 @@ class Node:
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [
             *self.wrapper,
-            sys.executable, "-m", "kvnode", "agent",
+            sys.executable, "-m", *self.module, "agent",
             "--node-name", self.name,
             "--data-dir", str(self.data),
             "--bind", self.host,
