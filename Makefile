@@ -44,7 +44,7 @@ logs: ## follow the logs of what `make up` started
 
 check: install-dev ## lint, types, import rules and the quick tests: under two minutes
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest -q $(PYTEST_ARGS)
+	$(BIN)/pytest -q -n auto $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: install-dev ## lint, format, types and import rules
