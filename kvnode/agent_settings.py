@@ -51,7 +51,11 @@ def replica_settings(config: Config) -> ReplicaSettings:
         request_timeout_s=config.request_timeout_s,
         uncommitted_bytes_max=config.uncommitted_bytes_max,
         # What a client may store through the leader it may store through any other node.
-        command_bytes_max=max(4 << 20, config.value_bytes_max + config.key_bytes_max + 1024),
+        command_bytes_max=max(
+            4 << 20,
+            config.value_bytes_max + config.key_bytes_max + 1024,
+            config.txn_bytes_max + 1024,
+        ),
         log_entries_max=config.log_entries_max,
         log_bytes_max=min(config.log_bytes_max, volume_bytes(config.data_dir) // 4),
         discovery_interval_s=config.discovery_interval_s,
@@ -80,6 +84,8 @@ def http_settings(config: Config) -> HttpSettings:
         value_bytes_max=config.value_bytes_max,
         key_bytes_max=config.key_bytes_max,
         body_bytes_max=config.txn_bytes_max,
+        txn_ops_max=config.txn_ops_max,
+        txn_read_bytes_max=config.txn_read_bytes_max,
         session_ttl_min_ns=round(config.session_ttl_min_s * 1e9),
         connections_max=config.http_connections_max,
         close_grace_s=config.shutdown_s / 2,

@@ -267,6 +267,17 @@ class Config:
         hi=8 * _MIB,
         json=("limits.txn_max_req_len",),
     )
+    txn_ops_max: int = _setting(
+        128, "Operations of one transaction.", section=_LIMITS, lo=1, hi=4096
+    )
+    txn_read_bytes_max: int = _setting(
+        4 * _MIB,
+        "Keys and values that the gets of one transaction may return in all.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=1 * _KIB,
+        hi=6 * _MIB,
+    )
     uncommitted_bytes_max: int = _setting(
         64 * _MIB,
         "Bytes of writes that the leader holds before they are committed; more are refused.",

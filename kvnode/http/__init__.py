@@ -15,8 +15,9 @@ How it is built
         └──► app.py   (aiohttp shell: every route, any odd request) ─► router ─► handlers ───────────► replica
 
 ``kv`` holds the KV routes as plain functions with call-backs, so both shells give the same answer to
-the byte. ``errors`` turns every error into an answer, in one place. ``golang`` and ``paths`` hold the
-pieces of Go that show through Consul's API. ``server`` listens and closes.
+the byte; ``session`` and ``txn`` are built alike. ``decode`` reads JSON as Go does. ``errors`` turns every
+error into an answer, in one place. ``golang``, ``session_ids`` and ``paths`` hold the pieces of Go that show
+through Consul's API. ``server`` listens and closes.
 
 Vocabulary
 ----------

@@ -191,7 +191,8 @@ class App:
             parsed = kv.parse_decoded(request.method, found.path, raw_query, b"", self._settings)
             if isinstance(parsed, Response) and parsed.status >= 400:
                 return parsed
-        return errors.too_large(length, limit, v1=route.v1)
+        setting = "kv_max_value_size" if route.large_body else "txn_max_req_len"
+        return errors.too_large(length, limit, setting, v1=route.v1)
 
     def answer_bad_request(self, reason: str) -> web.Response:
         """Refuse a request that is not HTTP, and end the connection."""

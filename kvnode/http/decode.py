@@ -65,15 +65,16 @@ def kind_of(value: Any) -> str:
 class Members:
     """The members of one object."""
 
-    __slots__ = ("_values", "_where")
+    __slots__ = ("_folded", "_inside")
 
-    def __init__(self, value: Any, where: str, kind: str) -> None:
+    def __init__(self, value: Any, where: str, kind: str, inside: str | None = None) -> None:
         """Take an object; ``null`` has no members.
 
         Args:
             value: What stands there.
             where: Path of Go's fields, for error texts; empty for the whole document.
             kind: Name of Go's type.
+            inside: The path of its own members; None: the same.
 
         Raises:
             ValueError: It is no object.
@@ -84,23 +85,23 @@ class Members:
             field = f"Go struct field {where}" if where else "Go value"
             shown = f"json: cannot unmarshal {kind_of(value)} into {field} of type {kind}"
             raise ValueError(shown)  # noqa: TRY004  # the client's mistake
-        self._values = {name.lower(): member for name, member in value.items()}
-        self._where = where
+        self._folded = {name.lower(): member for name, member in value.items()}
+        self._inside = where if inside is None else inside
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such a member, be it null."""
-        return name.lower() in self._values
+        return name.lower() in self._folded
 
     def get(self, name: str) -> Any:
         """Return a member as it is; None when there is none."""
-        return self._values.get(name.lower())
+        return self._folded.get(name.lower())
 
     def _mismatch(self, name: str, value: Any, kind: str) -> ValueError:
         shown = kind_of(value)
         if shown == "number" and kind.startswith("uint"):
             shown = f"number {json.dumps(value)[:40]}"
         return ValueError(
-            f"json: cannot unmarshal {shown} into Go struct field {self._where}.{name} of type {kind}"
+            f"json: cannot unmarshal {shown} into Go struct field {self._inside}.{name} of type {kind}"
         )
 
     def text(self, name: str, default: str = "", kind: str = "string") -> str:
@@ -120,7 +121,7 @@ class Members:
         if not isinstance(value, list):
             raise self._mismatch(name, value, f"[]{kind}")
         return tuple(
-            [Members({name: item}, self._where, "").text(name, "", kind) for item in value]
+            [Members({name: item}, self._inside, "").text(name, "", kind) for item in value]
         )
 
     def uint(self, name: str) -> int:

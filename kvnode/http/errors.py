@@ -89,18 +89,26 @@ def _cause(error: errors.NotNow) -> str:
             return str(error)
 
 
-def too_large(length: int | None, limit: int, *, v1: bool) -> Response:
-    """Refuse a body above the limit (spec §4.2); ``length`` None when it was not announced."""
+def too_large(length: int | None, limit: int, setting: str, *, v1: bool) -> Response:
+    """Refuse a body above the limit (spec §4.2, §6), naming it as Consul does.
+
+    ``length`` None: it was not announced.
+    """
     announced = "" if length is None else f"({length} bytes)"
     message = (
         f"Request body{announced} too large, max size: {limit} bytes. "
         "See https://developer.hashicorp.com/consul/docs/agent/config/config-files"
-        "#kv_max_value_size."
+        f"#{setting}."
     )
     return text(413, message) if v1 else own_text(413, message)
 
 
 def key_too_long(length: int, settings: HttpSettings, *, v1: bool) -> Response:
     """Refuse a key above the bound, naming it."""
-    message = f"Key is too long ({length} > {settings.key_bytes_max} bytes)"
+    message = key_too_long_text(length, settings)
     return text(400, message) if v1 else own_text(400, message)
+
+
+def key_too_long_text(length: int, settings: HttpSettings) -> str:
+    """Say what is wrong with a key above the bound."""
+    return f"Key is too long ({length} > {settings.key_bytes_max} bytes)"

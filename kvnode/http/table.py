@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kvnode.http import kv, metrics, session
+from kvnode.http import kv, metrics, session, txn
 from kvnode.http.agent import AgentRoutes
 from kvnode.http.health import HealthRoutes
 from kvnode.http.messages import Request, Response
@@ -36,7 +36,9 @@ class Routes(Protocol):
 
 
 class CallBackRoute:
-    """Routes that are plain functions with call-backs (``kv``, ``session``), for the shell that awaits."""
+    """Routes that are plain functions with call-backs (``kv``, ``session``, ``txn``), for the shell that
+    awaits.
+    """
 
     def __init__(self, routes: Routes, backend: kv.Backend, settings: HttpSettings) -> None:
         """Remember whom to ask."""
@@ -94,6 +96,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
         Route("/v1/session/info/", get, sessions),
         Route("/v1/session/node/", get, sessions),
         Route("/v1/session/list", get, sessions),
+        Route("/v1/txn", put, CallBackRoute(txn, backend, context.settings).handle),
         Route("/v1/status/leader", get, agent.leader),
         Route("/v1/status/peers", get, agent.peers),
         Route("/v1/operator/raft/configuration", get, agent.configuration),

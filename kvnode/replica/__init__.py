@@ -19,6 +19,8 @@ Rooms:
 - ``snapshots``, ``recovery``, ``upkeep``: streams, the start, compaction and reaping.
 - ``comparison``: do all members hold the same data? ``administration``: what operators ask.
 - ``listener``: what the transport tells. ``peers``: whom to stay connected with.
+- ``sessions``: renewals on their way. ``session_timers``: the leader's clocks. ``lock_delays``: how long ago
+  sessions ended, noted by every node.
 - ``addresses``, ``status``, ``pods``, ``codec``, ``settings``.
 
 Invariants:
@@ -31,6 +33,8 @@ Invariants:
 - Discovery gives addresses to try. It never adds, removes or counts a member (RC-56).
 - A cluster is written only after every expected node has durably pledged itself to it (RC-55).
 - While a snapshot is loaded nothing is applied (RC-38).
+- A session is never ended before its TTL, and what one leader's clock says is not carried on to another
+  (RC-61). A lock-delay may be lengthened, and is never shortened (RC-62).
 
 Left out on purpose: tasks and futures (completions are plain call-backs in the turn that decided
 them), read leases, and removal of members on silence alone.
