@@ -27,6 +27,7 @@ import structlog
 
 from kvnode import __version__
 from kvnode.addresses import Address
+from kvnode.agent_files import file_bounds, raise_file_limit
 from kvnode.agent_healing import heal
 from kvnode.agent_metrics import DiskCollector, TransportCollector
 from kvnode.agent_settings import (
@@ -64,6 +65,7 @@ from kvnode.logs import Logs
 from kvnode.ports import Hello
 from kvnode.replica.replica import Replica
 from kvnode.transport.handshake import PROTOCOL
+from kvnode.transport.settings import TransportSettings
 from kvnode.transport.tcp import TcpTransport
 
 _LOG = structlog.get_logger("kvnode.agent")
@@ -178,8 +180,13 @@ class Agent:
                 http_address=http_address(config, config.http_port),
                 expect=expect,
             )
+            files = file_bounds(raise_file_limit())
             transport = TcpTransport(
-                hello, bind_host=config.bind, bind_port=config.peer_port, resolve=resolver(config)
+                hello,
+                bind_host=config.bind,
+                bind_port=config.peer_port,
+                resolve=resolver(config),
+                settings=TransportSettings(accepted_max=files.peers),
             )
             parts.push_async_callback(transport.close)
 
@@ -222,7 +229,10 @@ class Agent:
             http = HttpServer(
                 HttpContext(
                     replica=replica,
-                    settings=http_settings(config),
+                    settings=replace(
+                        http_settings(config),
+                        connections_max=min(config.http_connections_max, files.clients),
+                    ),
                     pod_addresses=self._pod_addresses,
                     reload=self._reload,
                     leave=self._leave,

@@ -65,7 +65,7 @@ class App:
         self.closing = False
         """Set while the server closes: every answer then ends its connection."""
 
-    def build_server(self) -> web.Server:
+    def build_server(self) -> _Server:
         """Make the protocol factory; ``server()`` is one connection's protocol."""
         settings = self._settings
         return _Server(
@@ -94,7 +94,8 @@ class App:
         raw_path, _, raw_query = _target(request).partition(b"?")
         v1 = not raw_path.startswith(b"/kv/") and raw_path.startswith(b"/v1")
         refusal = gate.refusal() if not raw_path.startswith(_SPARED) else None
-        close |= gate.connections > gate.connections_max
+        handler = request.protocol
+        close |= isinstance(handler, _Handler) and handler.once
         gate.enter()
         try:
             if refusal is not None:
@@ -216,7 +217,7 @@ class App:
 class _Handler(web.RequestHandler):
     """One connection of the full shell."""
 
-    __slots__ = ("_head_bytes", "_head_timer", "answer_bad_request", "gate", "limits")
+    __slots__ = ("_head_bytes", "_head_timer", "answer_bad_request", "gate", "limits", "once")
 
     answer_bad_request: Callable[[str], web.Response]
     gate: Gate
@@ -224,6 +225,8 @@ class _Handler(web.RequestHandler):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self.once = False
+        """Let in above the bound, for one request."""
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -314,7 +317,7 @@ class _Server(web.Server):
         self._gate = gate
         self._settings = settings
 
-    def __call__(self) -> web.RequestHandler:
+    def __call__(self) -> _Handler:
         handler = _Handler(self, loop=self._loop, **self._settings)
         handler.answer_bad_request = self._app.answer_bad_request
         handler.gate = self._gate

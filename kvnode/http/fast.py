@@ -62,6 +62,9 @@ _LONG_HEAD = Response(431, TEXT_TYPE, b"the request's head is too long")
 class FullShell(Protocol):
     """What a connection is handed to: an ``asyncio.Protocol`` that can be told to finish."""
 
+    once: bool
+    """Answer one request, then close."""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
         ...
@@ -502,6 +505,7 @@ class Connection(asyncio.Protocol):
         if self._reading_paused:
             transport.resume_reading()
         protocol = hub.hand_over_to()
+        protocol.once = self._refusal is not None
         transport.set_protocol(cast("asyncio.Protocol", protocol))
         protocol.connection_made(transport)
         protocol.data_received(data)
