@@ -234,6 +234,8 @@ class Formation:
             hello = answer.hello
             if hello.node_id == own.node_id:
                 continue
+            if answer.empty and not hello.expect:
+                continue  # it only wants to join, later, and cannot pledge
             if not answer.empty or hello.expect != expect:
                 self.reason = (
                     f"{hello.name} holds data or expects {hello.expect} nodes, not {expect}"

@@ -130,6 +130,7 @@ class Connection(asyncio.Protocol):
         self.outcome: asyncio.Future[Hello | KvnodeError] = hub.loop.create_future()
         """For diallers: the peer's introduction, or why there will be none."""
         self.closed: asyncio.Future[str] = hub.loop.create_future()
+        self._ended = False
         """Resolved with the reason once the connection is gone."""
         self.asked = Asked()
         self.serving = 0
@@ -163,7 +164,10 @@ class Connection(asyncio.Protocol):
             self._introduce()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell everybody who waits."""
+        """Tell everybody who waits. Called once, by the transport or by ``abort``."""
+        if self._ended:
+            return
+        self._ended = True
         self._transport = None
         reason = self.reason if exc is None else f"{self.reason}: {exc}"
         self._queue.clear()
@@ -201,6 +205,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self.reason = reason
             self._transport.abort()
+            # uvloop forgets connection_lost for a transport whose create_connection was cancelled, and
+            # then it neither says that it is closing nor can be written to.
+            self.hub.loop.call_soon(self.connection_lost, None)
 
     # --- in ---------------------------------------------------------------------------------------
 
