@@ -8,6 +8,7 @@ the client wrote it, and ``router`` decides everything.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -39,14 +40,8 @@ _BAD_TARGET = Response(400, TEXT_TYPE, b"400 Bad Request: invalid request target
 _SLOW = Response(408, TEXT_TYPE, b"the request's body did not arrive in time; nothing was stored")
 _SPARED = (b"/health/", b"/metrics")
 """Whoever asks whether an overloaded node lives must not be told to come back later."""
-_SLOW_HEAD = (
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 35\r\n\r\n"
-    b"the request did not arrive in time\n"
-)
-_LONG_HEAD = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 31\r\n\r\n"
-    b"the request's head is too long\n"
-)
+_SLOW_HEAD = Response(408, TEXT_TYPE, b"the request did not arrive in time\n")
+_LONG_HEAD = Response(431, TEXT_TYPE, b"the request's head is too long\n")
 _BROKEN = Response(400, TEXT_TYPE, b"the request's body is malformed; nothing was stored")
 
 
@@ -260,12 +255,19 @@ class _Handler(web.RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _give_up(self, answer: bytes) -> None:
+    def _give_up(self, response: Response) -> None:
         """End a connection whose request never came."""
         self._head_is_complete()
         transport = self.transport
         if transport is not None:
-            transport.write(answer)
+            node = self.limits.node_name.encode("latin-1", "replace")
+            status = HTTPStatus(response.status)
+            transport.write(
+                b"HTTP/1.1 %d %b\r\n%bX-Kvnode-Node: %b\r\nServer: kvnode\r\nConnection: close\r\n"
+                b"Content-Length: %d\r\n\r\n%b"
+                % (status, status.phrase.encode(), response.head, node,
+                   len(response.body), response.body)
+            )  # fmt: skip
             self.force_close()
 
     def _cut(self) -> None:

@@ -8,6 +8,7 @@ smuggle a request past one of them; and when the connection is gone nothing of i
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from kvnode.http.messages import Response, header_pairs
 from kvnode.http.paths import resolve
 from kvnode.http.query import parse_options
 from kvnode.store.commands import Command, check_command
-from tests.fuzz.machinery import CASES, INTERESTING, QUICK_CASES, fuzz, mutate, seeds, text
+from tests.fuzz.machinery import CASES, INTERESTING, QUICK_CASES, fuzz, mutate, seeds, text, value
 from tests.http.fake_replica import FakeReplica
 
 SETTINGS = HttpSettings(
@@ -71,10 +72,54 @@ def plain(rng: random.Random) -> bytes:
     return b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n%b" % (method, target, length, body)
 
 
+TXN = [{"KV": {"Verb": "set", "Key": "t", "Value": "dg==", "Flags": 1}},
+       {"KV": {"Verb": "cas", "Key": "t", "Value": "dg==", "Index": 7}},
+       {"KV": {"Verb": "get", "Key": "a"}}, {"KV": {"Verb": "check-not-exists", "Key": "zz"}},
+       {"KV": {"Verb": "lock", "Key": "t", "Session": "7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"}}]  # fmt: skip
+SESSION = {"Name": "n", "TTL": "15s", "LockDelay": "5s", "Behavior": "delete", "Checks": []}
+
+
+def document(rng: random.Random) -> bytes:
+    """A JSON body: sound, with a value of another kind somewhere, damaged, or deeply nested."""
+    chosen: Any = rng.choice((TXN[: rng.randrange(6)], SESSION, [rng.choice(TXN)]))
+    dice = rng.random()
+    if dice < 0.02:
+        return rng.choice((b"[", b'{"KV":', b'[{"KV":[')) * rng.choice((50, 300))
+    if dice < 0.5:
+        chosen = json.loads(json.dumps(chosen))
+        inner = chosen
+        while isinstance(inner, list | dict) and inner and rng.random() < 0.8:
+            name = rng.randrange(len(inner)) if isinstance(inner, list) else rng.choice([*inner])
+            if rng.random() < 0.4:
+                inner[name] = value(rng)
+                break
+            inner = inner[name]
+    data = json.dumps(chosen).encode()
+    return mutate(rng, data) if dice > 0.8 else data
+
+
+def other_route(rng: random.Random) -> bytes:
+    """A request to a route with a body of JSON, or with none."""
+    method, path = rng.choice((
+        ("PUT", "/v1/txn"), ("PUT", "/v1/session/create"), ("PUT", "/v1/session/destroy/x"),
+        ("PUT", "/v1/session/renew/7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"), ("GET", "/v1/session/list"),
+        ("GET", "/v1/session/info/x"), ("GET", "/v1/session/node/n"), ("GET", "/v1/status/peers"),
+        ("GET", "/v1/agent/self"), ("GET", "/v1/catalog/nodes"), ("PUT", "/v1/agent/check/pass/x"),
+        ("DELETE", "/v1/operator/raft/peer"), ("GET", "/openapi.json"), ("GET", "/health/ready"),
+        ("PUT", "/v1/kv/a?acquire=7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"),
+    ))  # fmt: skip
+    body = document(rng) if method == "PUT" else b""
+    head = f"{method} {path}".encode() + (query(rng) if "?" not in path else b"")
+    return head + b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
 def request(rng: random.Random) -> bytes:
     """One request: plain, or with something odd about it."""
-    if rng.random() < 0.6:
+    dice = rng.random()
+    if dice < 0.55:
         return plain(rng)
+    if dice < 0.65:
+        return other_route(rng)
     method = rng.choice((b"GET", b"GET", b"PUT", b"PUT", b"POST", b"DELETE", b"HEAD", b"OPTIONS",
                          b"PATCH", b"CONNECT"))  # fmt: skip
     prefix = rng.choice((b"/v1/kv/", b"/v1/kv/", b"/kv/", b"/kv/", b"/v1/status/leader", b"/pods",
@@ -253,9 +298,7 @@ def split_answers(data: bytes) -> list[tuple[int, bytes]]:
         assert end, f"an answer breaks off: {data[:200]!r}"
         lines = head.split(b"\r\n")
         version, status, *_ = lines[0].split(b" ", 2)
-        assert version.startswith(b"HTTP/"), lines[
-            0
-        ]  # aiohttp answers in the version it was asked in
+        assert version.startswith(b"HTTP/"), lines[0]  # in the version that was asked
         if status == b"100":
             data = rest
             continue
