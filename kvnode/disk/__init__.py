@@ -15,7 +15,9 @@ Vocabulary:
   one sync.
 - *Torn*: written partly when the machine stopped, so never reported durable. *Damaged*: anything else
   that is not what was written.
-- *Set aside*: the data of a removed incarnation, moved away and never deleted.
+- *Set aside*: the data of a removed or damaged incarnation, moved away and never deleted.
+- *Mark*: the file that remembers damage which a running node came across (``quarantine``).
+- *Milestone*: a numbered row in the state engine, by which a hole in its past is noticed.
 
 Invariants:
 
@@ -29,7 +31,8 @@ Invariants:
 - A missing or unreadable file is an error where data were, never an empty beginning (RC-50, RC-73).
 - What ``open`` returns is durable, also when the process before died between a write and its sync.
 
-What it does not do: it does not repair damage (a damaged node is rebuilt from its peers), it does not
+What it does not do: it does not repair damage (a damaged node is rebuilt from its peers, and this
+package only moves its data out of the way; decision 0008), it does not
 cache entries (the core keeps them), and it does not decide what to compact or when.
 
 ``DESIGN.md`` beside this file has the formats and what every crash point leaves.

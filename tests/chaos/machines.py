@@ -88,11 +88,19 @@ def lacks_volumes() -> str:
     missing = [name for name in ("mkfs.ext4", "mount", "umount") if tool(name) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
-    if "ext4" not in Path("/proc/filesystems").read_text():
-        return "the kernel has no ext4"
-    if not os.path.exists("/dev/loop-control"):
-        return "the kernel has no loop devices"
-    return ""
+    if lacks_machines():
+        return lacks_machines()
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image"
+        with image.open("wb") as file:
+            file.truncate(8 << 20)
+        tried = subprocess.run(
+            [str(tool("unshare")), "--mount", "--propagation", "private", "sh", "-c",
+             f"{tool('mkfs.ext4')} -q -F '{image}' && mkdir '{folder}/at' && "
+             f"{tool('mount')} -o loop '{image}' '{folder}/at'"],
+            capture_output=True, check=False, text=True,
+        )  # fmt: skip
+    return f"no ext4 in a file: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 @cache

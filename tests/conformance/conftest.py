@@ -7,7 +7,12 @@ in-process ones, and tests that need to break something ask for it and are skipp
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -28,6 +33,8 @@ class Target(NamedTuple):
 
 TTL_MIN_MS = 500
 """``session_ttl_min`` of every target, so that no test has to wait for twenty seconds."""
+NODE_NAME = "kvnode-0"
+"""Of the fake replica, and of the Consul that it is compared with."""
 SHELLS = ["aiohttp", "fast"]
 PROCESSES = ["leader", "follower"]
 """Nodes of a real three-node cluster; run with ``-m chaos``."""
@@ -103,3 +110,72 @@ def fake(node: Target) -> FakeReplica:
     if node.fake is None:
         pytest.skip("needs an in-process replica")
     return node.fake
+
+
+# --- a real Consul, and a node in this process to compare it with
+
+
+@pytest.fixture
+def consul(tmp_path: Path) -> Iterator[Wire]:
+    """A new Consul server of one: an old one would remember deleted keys.
+
+    Not ``-dev``, which would indent all its JSON.
+    """
+    binary = os.environ.get("CONSUL_BIN") or shutil.which("consul")
+    if binary is None:
+        pytest.skip("there is no consul here: set CONSUL_BIN")
+    http, server, serf = processes.free_ports(3)
+    config = {
+        "disable_update_check": True,
+        "node_name": NODE_NAME,
+        "bind_addr": "127.0.0.1",
+        "server": True,
+        "bootstrap": True,
+        "data_dir": str(tmp_path / "data"),
+        "ports": {
+            "http": http,
+            "server": server,
+            "serf_lan": serf,
+            "serf_wan": -1,
+            "dns": -1,
+            "grpc": -1,
+        },
+    }
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [binary, "agent", "-config-file", str(file)], stdout=log, stderr=log
+        )
+    try:
+        wire = Wire("127.0.0.1", http)
+        asyncio.run(asyncio.wait_for(_started(wire), 30))
+        yield wire
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def _started(wire: Wire) -> None:
+    while True:
+        try:
+            if (await wire("PUT", "/v1/kv/ready", b"1")).body == b"true":
+                await wire("DELETE", "/v1/kv/ready")
+                return
+        except OSError:
+            pass
+        finally:
+            await wire.close()
+        await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def ours() -> AsyncIterator[Wire]:
+    server = HttpServer(
+        HttpContext(replica=FakeReplica(), settings=HttpSettings(node_name=NODE_NAME))
+    )
+    await server.start("127.0.0.1", 0)
+    wire = Wire("127.0.0.1", server.port)
+    yield wire
+    await wire.close()
+    await server.close()

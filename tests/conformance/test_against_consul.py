@@ -7,22 +7,13 @@ relations count. What differs on purpose is listed in ``wanted_difference``.
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 import random
 import re
-import shutil
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from kvnode.http import HttpContext, HttpServer, HttpSettings
-from tests.chaos.processes import free_ports
 from tests.conformance.wire import Answer, Wire
-from tests.http.fake_replica import FakeReplica
 
 pytestmark = pytest.mark.chaos
 
@@ -39,69 +30,6 @@ COMPARED = {
 }
 KEYS = ["a", "a/", "a/b", "a/b/c", "ab", "b", "ç", "sp ace", "<&>", "z/y/x"]
 VALUES = [b"", b"1", b"2", b"<html>&", bytes(range(256)), "ç".encode()]
-
-
-@pytest.fixture
-def consul(tmp_path: Path) -> Iterator[Wire]:
-    """A new Consul server of one: an old one would remember deleted keys.
-
-    Not ``-dev``, which would indent all its JSON.
-    """
-    binary = os.environ.get("CONSUL_BIN") or shutil.which("consul")
-    if binary is None:
-        pytest.skip("there is no consul here: set CONSUL_BIN")
-    http, server, serf = free_ports(3)
-    config = {
-        "disable_update_check": True,
-        "bind_addr": "127.0.0.1",
-        "server": True,
-        "bootstrap": True,
-        "data_dir": str(tmp_path / "data"),
-        "ports": {
-            "http": http,
-            "server": server,
-            "serf_lan": serf,
-            "serf_wan": -1,
-            "dns": -1,
-            "grpc": -1,
-        },
-    }
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(config))
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [binary, "agent", "-config-file", str(file)], stdout=log, stderr=log
-        )
-    try:
-        wire = Wire("127.0.0.1", http)
-        asyncio.run(asyncio.wait_for(started(wire), 30))
-        yield wire
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-async def started(wire: Wire) -> None:
-    while True:
-        try:
-            if (await wire("PUT", "/v1/kv/ready", b"1")).body == b"true":
-                await wire("DELETE", "/v1/kv/ready")
-                return
-        except OSError:
-            pass
-        finally:
-            await wire.close()
-        await asyncio.sleep(0.1)
-
-
-@pytest.fixture
-async def ours() -> AsyncIterator[Wire]:
-    server = HttpServer(HttpContext(replica=FakeReplica(), settings=HttpSettings(node_name="n")))
-    await server.start("127.0.0.1", 0)
-    wire = Wire("127.0.0.1", server.port)
-    yield wire
-    await wire.close()
-    await server.close()
 
 
 class Side:
