@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,6 +104,8 @@ class Invariants:
         self.membership: Membership | None = None
         """The newest committed one."""
         self.checked = 0
+        self.on_committed: Callable[[Entry], None] = lambda _entry: None
+        """Called for each entry when it is committed first."""
         self._seen: dict[NodeId, _Seen] = {}
 
     @property
@@ -299,6 +301,7 @@ class Invariants:
             self.commit_terms.append(max(raw.term, self.commit_terms[-1]))
             if entry.kind == EntryKind.MEMBERSHIP:
                 self._new_membership(Membership.decode(entry.data))
+            self.on_committed(entry)
         if news:
             self._durable_on_majority(node, raw)
             if raw.role is Role.LEADER and entries[-1].term != raw.term:

@@ -97,6 +97,10 @@ class Surroundings:
     """A process ended by itself."""
     note: Callable[[str], None]
     """Counts what happened."""
+    started: Callable[[SimNode], None]
+    applied: Callable[[SimNode], None]
+    event: Callable[[SimNode, str, dict[str, Any]], None]
+    """The workloads' hooks of the same names."""
 
 
 class SimNode:
@@ -131,8 +135,6 @@ class SimNode:
         """A bit flipped since the last start that read everything."""
         self.retired = False
         """Removed by an operator, and not to be started again."""
-        self._watched: dict[tuple[bytes, bool], list[tuple[bytes, int]]] = {}
-        """What standing watches of this life saw when they were set."""
         self.applied = 0
         """Highest index whose digest was checked in this life."""
         self.blank()
@@ -259,9 +261,7 @@ class SimNode:
             f"{replica.raft.describe()}"
         )
         self.replica = replica
-        self._watched = {}
-        self._watch(b"k/0", is_prefix=False)
-        self._watch(b"k/", is_prefix=True)
+        around.started(self)
         replica.start()
 
     def _durable(self, node_id: NodeId, operation: Operation) -> None:
@@ -283,6 +283,7 @@ class SimNode:
     def _trace(self, event: str, fields: dict[str, Any]) -> None:
         self.around.trace(f"{self.name} {event} {fields}")
         self.around.note(f"event {event}")
+        self.around.event(self, event, fields)
         if event == "completion_failed":
             raise Violation(f"{self.name}: a completion raised {fields}")
 
@@ -327,26 +328,6 @@ class SimNode:
         if power_lost:
             self.engines.crash(self.rng.randint(0, self.engines.unsynced_batches()))
 
-    def _watch(self, key: bytes, *, is_prefix: bool) -> None:
-        """Read and watch in one go, as a blocking query does; once more after each call."""
-        replica = self.replica
-        assert replica is not None
-
-        def changed(index: int) -> None:
-            if index > replica.store.applied_index:
-                raise Violation(f"{self.name}: a watch was told of {index} before it was applied")
-            self._watch(key, is_prefix=is_prefix)
-
-        self._watched[key, is_prefix] = self._look(key, is_prefix=is_prefix)
-        replica.watches.watch(key, is_prefix=is_prefix, callback=changed)
-
-    def _look(self, key: bytes, *, is_prefix: bool) -> list[tuple[bytes, int]]:
-        """What a watcher would compare: keys and their ModifyIndex."""
-        assert self.replica is not None
-        store = self.replica.store
-        pairs = store.list(key) if is_prefix else [store.get(key)]
-        return [(pair.key, pair.modify_index) for pair in pairs if pair is not None]
-
     def check(self) -> None:
         """After an event of this node: everything that must hold."""
         replica = self.replica
@@ -363,10 +344,7 @@ class SimNode:
                 if digest is not None:
                     invariants.applied(replica.raft.id, index, digest)
             self.applied = applied
-            for (key, is_prefix), seen in self._watched.items():
-                now = self._look(key, is_prefix=is_prefix)
-                if now != seen:
-                    raise Violation(f"{self.name}: a watch of {key!r} slept from {seen} to {now}")
+            self.around.applied(self)
         if replica.desk.count < 0 or replica.desk.bytes < 0:
             raise Violation(f"{self.name}: the desk counts {replica.desk.count}")
 

@@ -18,6 +18,9 @@ def _swarm(options: argparse.Namespace, seed: int) -> Swarm:
     if options.faults is not None:
         kinds = [kind for kind in options.faults.split(",") if kind]
         swarm = replace(swarm, faults={kind: swarm.faults.get(kind, 1.0) for kind in kinds})
+    if options.workloads is not None:
+        names = [name for name in options.workloads.split(",") if name]
+        swarm = replace(swarm, workloads={n: swarm.workloads.get(n) or 5.0 for n in names})
     if options.clients is not None:
         swarm = replace(swarm, clients=options.clients)
     if options.seconds is not None:
@@ -39,6 +42,10 @@ def _smaller(swarm: Swarm) -> Iterator[Swarm]:
     for kind in sorted(swarm.faults):
         rest = {other: weight for other, weight in swarm.faults.items() if other != kind}
         yield replace(swarm, faults=rest)
+    for name in sorted(swarm.workloads):
+        if len(swarm.workloads) > 1:
+            others = {n: weight for n, weight in swarm.workloads.items() if n != name}
+            yield replace(swarm, workloads=others)
     if swarm.seconds > 1.0:
         yield replace(swarm, seconds=round(swarm.seconds / 2, 2))
         yield replace(swarm, seconds=round(swarm.seconds * 0.9, 2))
@@ -66,6 +73,7 @@ def shrink(seed: int, swarm: Swarm) -> int:
     print(f"at first: {first}\nat last:  {last}")
     print(
         f"python -m tests.simulation.run --seed {seed} --faults '{','.join(sorted(swarm.faults))}' "
+        f"--workloads '{','.join(swarm.workloads)}' "
         f"--clients {swarm.clients} --seconds {swarm.seconds} --trace"
     )
     return 1
@@ -80,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep-going", action="store_true", help="report failures and go on")
     parser.add_argument("--shrink", action="store_true", help="look for the least that fails")
     parser.add_argument("--faults", help="comma-separated, instead of the kinds the seed draws")
+    parser.add_argument("--workloads", help="comma-separated, likewise")
     parser.add_argument("--clients", type=int, help="instead of what the seed draws")
     parser.add_argument("--seconds", type=float, help="length of the first phase, likewise")
     options = parser.parse_args(arguments)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tests.simulation.clock import derive
 from tests.simulation.network import Weather
+from tests.simulation.workloads.catalog import CATALOG
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Swarm:
     """Probability that discovery fails, or knows only some."""
     seconds: float
     heal_all: bool
+    workloads: dict[str, float]
+    """Name -> weight among the clients' turns."""
 
 
 FAULTS = (
@@ -109,4 +112,5 @@ def draw(seed: int) -> Swarm:
         dns=rng.choice((0.0, 0.0, 0.2, 0.6)),
         seconds=rng.choice((8.0, 15.0, 25.0)),
         heal_all=rng.random() < 0.7,
+        workloads={kind.name: weight for kind in CATALOG if (weight := kind.draw(seed))},
     )

@@ -1,0 +1,12 @@
+"""The workloads that there are. The order is that of the hooks' calls; the names are drawn by."""
+
+from __future__ import annotations
+
+from tests.simulation.workloads.base import Workload
+from tests.simulation.workloads.keys import Keys
+from tests.simulation.workloads.standing_watches import StandingWatches
+
+CATALOG: tuple[type[Workload], ...] = (
+    Keys,
+    StandingWatches,
+)
