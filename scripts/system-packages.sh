@@ -5,13 +5,16 @@
 set -u
 
 # command:package
-wanted="dnsmasq:dnsmasq-base wrk:wrk strace:strace ip:iproute2 etcd:etcd-server mkfs.ext4:e2fsprogs curl:curl faketime:faketime podman:podman runc:runc mmdebstrap:mmdebstrap"
+wanted="dnsmasq:dnsmasq-base wrk:wrk strace:strace ip:iproute2 etcd:etcd-server mkfs.ext4:e2fsprogs curl:curl faketime:faketime podman:podman runc:runc mmdebstrap:mmdebstrap postgres:postgresql setpriv:util-linux node:nodejs"
+
+# Debian keeps PostgreSQL's programs off the path, one folder per version.
+postgres=$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')
 
 packages=""
 commands=""
 for pair in $wanted; do
     command=${pair%%:*}
-    if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null 2>&1; then
+    if ! PATH="$PATH:/usr/sbin:/sbin:$postgres" command -v "$command" >/dev/null 2>&1; then
         packages="$packages ${pair#*:}"
         commands="$commands $command"
     fi
