@@ -212,9 +212,10 @@ class Agent:
             def refuse(reason: str) -> None:
                 replica.write_refusal = reason
 
+            reserve = reserve_bytes(volume_bytes(config.data_dir))
             space = SpaceWatch(
                 free_bytes=data_dir.free_bytes,
-                reserve=reserve_bytes(volume_bytes(config.data_dir)),
+                reserve=reserve,
                 refuse=refuse,
                 scheduler=loop,
                 worker=worker,
@@ -232,6 +233,8 @@ class Agent:
                     settings=replace(
                         http_settings(config),
                         connections_max=min(config.http_connections_max, files.clients),
+                        spool_dir=data_dir.spool_path,
+                        spool_reserve_bytes=2 * reserve,
                     ),
                     pod_addresses=self._pod_addresses,
                     reload=self._reload,

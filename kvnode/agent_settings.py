@@ -88,6 +88,8 @@ def http_settings(config: Config) -> HttpSettings:
         txn_read_bytes_max=config.txn_read_bytes_max,
         session_ttl_min_ns=round(config.session_ttl_min_s * 1e9),
         connections_max=config.http_connections_max,
+        streams_max=config.streams_max,
+        upload_bytes_max=config.upload_bytes_max,
         close_grace_s=config.shutdown_s / 2,
         ui=config.ui,
     )

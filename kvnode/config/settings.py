@@ -295,6 +295,22 @@ class Config:
         hi=1_000_000,
         json=("limits.http_max_conns",),
     )
+    streams_max: int = _setting(
+        1_000,
+        "Endless answers at a time, such as server-sent events; more are refused.",
+        section=_LIMITS,
+        lo=0,
+        hi=1_000_000,
+    )
+    upload_bytes_max: int = _setting(
+        1024 * _MIB,
+        "Largest snapshot archive that may be sent to be restored. While it is received it waits in a file "
+        "on the data volume.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=64 * _KIB,
+        hi=1024 * 1024 * _MIB,
+    )
 
     # -- timing ---------------------------------------------------------------------------------
     tick_ms: int = _setting(

@@ -5,6 +5,7 @@ identity.json   who this node is
 raft/           the journal: log segments, base, hard state
 state/          the state engine's
 snapshots/      received snapshots
+spool/          where large requests wait, in files without names
 DAMAGED         damage that was found while running; see ``quarantine``
 set-aside-…/    data of incarnations that were removed or damaged; never read again, never deleted
 """
@@ -60,6 +61,7 @@ class DataDir:
         self.raft_path = f"{path}/raft"
         self.state_path = f"{path}/state"
         self.snapshots_path = f"{path}/snapshots"
+        self.spool_path = f"{path}/spool"
         self.set_aside = opened.set_aside
         """Where the data of a removed incarnation were just moved to; empty: nowhere."""
         self.may_found = not has_set_aside(fs, path)

@@ -19,6 +19,11 @@ the byte; ``session`` and ``txn`` are built alike. ``decode`` reads JSON as Go d
 error into an answer, in one place. ``golang``, ``session_ids`` and ``paths`` hold the pieces of Go that show
 through Consul's API. ``server`` listens and closes.
 
+Two kinds of route are not one piece in and one piece out, in the aiohttp shell only. A handler may return a
+``streams.Stream`` instead of a ``Response``: an asynchronous generator whose chunks are sent as the client
+takes them (a snapshot; server-sent events, which are *endless*). A route with ``upload`` gets its body in
+``Request.upload``, a nameless temporary file, however long it is and however it was sent.
+
 Vocabulary
 ----------
 - *shell*: code that reads requests from a socket and writes answers.
@@ -33,6 +38,8 @@ Invariants
 - A write whose outcome is unknown says so in its text and is never reported as failed (RC-58).
 - Under ``/v1`` nothing answers 429 or 503: these make Consul's clients drop their locks.
 - The store is read inside the replica's read completion and nowhere else, synchronously (RC-35).
+- A stream ends with its proper end, or the connection is cut: nobody takes half for the whole. It stops
+  when the client hangs up, and an endless one when the server closes.
 - Everything a client can make us hold is bounded, in count and bytes, and every bound has an answer
   of its own (RC-67).
 - ``X-Consul-Index`` is never 0 (RC-64).

@@ -19,6 +19,8 @@ from kvnode.http import errors, kv
 from kvnode.http.gate import LARGE_ANSWER_BYTES
 from kvnode.http.messages import TEXT_TYPE, Request, Response, header_pairs
 from kvnode.http.router import Match, Router
+from kvnode.http.streams import Stream, Streams
+from kvnode.http.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from kvnode.http.gate import Gate
     from kvnode.http.metrics import Recorder
     from kvnode.http.router import Route
+    from kvnode.http.uploads import Upload
 
     Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -57,8 +60,15 @@ class App:
         self._recorder = recorder
         self._gate = gate
         self._loop = asyncio.get_running_loop()
+        self._streams = Streams(context.settings, gate)
+        self._uploads = Uploads(context.settings, gate)
         self.closing = False
         """Set while the server closes: every answer then ends its connection."""
+
+    def begin_close(self) -> None:
+        """End what would not end by itself."""
+        self.closing = True
+        self._streams.close()
 
     def build_server(self) -> _Server:
         """Make the protocol factory; ``server()`` is one connection's protocol."""
@@ -78,7 +88,7 @@ class App:
         """The bounds and times of a connection."""
         return self._settings
 
-    async def handle(self, request: web.BaseRequest) -> web.Response:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises."""
         started = self._loop.time()
         gate = self._gate
@@ -86,6 +96,7 @@ class App:
         close = self.closing
         method = request.method
         label = "overload"
+        response: Response | Stream
         raw_path, _, raw_query = _target(request).partition(b"?")
         v1 = not raw_path.startswith(b"/kv/") and raw_path.startswith(b"/v1")
         refusal = gate.refusal() if not raw_path.startswith(_SPARED) else None
@@ -102,15 +113,22 @@ class App:
                 found = self._router.find(method, raw_path, raw_query)
                 if isinstance(found, Match):
                     label = found.route.path
-                    body = await self._read_body(request, found, raw_query)
-                    if isinstance(body, Response):
-                        response, close = body, True
+                    if method in found.route.upload:
+                        response, close = await self._take_upload(request, found, raw_query, close)
                     else:
-                        taken = len(body)
-                        gate.body_bytes += taken
-                        response = await self._run(request, found, raw_query, body)
+                        body = await self._read_body(request, found, raw_query)
+                        if isinstance(body, Response):
+                            response, close = body, True
+                        else:
+                            taken = len(body)
+                            gate.body_bytes += taken
+                            response = await self._run(request, found, raw_query, body)
                 else:
                     label, response = found
+            if isinstance(response, Stream):
+                response = await self._open(response, v1=v1)
+            if isinstance(response, Stream):
+                return await self._stream(request, response, label, started, close)
         finally:
             gate.leave()
             gate.body_bytes -= taken
@@ -118,6 +136,53 @@ class App:
         counted = method if method in _METHODS else "OTHER"  # a label must stay bounded
         self._recorder.observe(label, counted, response.status, self._loop.time() - started)
         return self._reply(response, close=close or self.closing)
+
+    async def _open(self, stream: Stream, *, v1: bool) -> Response | Stream:
+        """Let an endless stream begin, unless there are too many."""
+        refusal = self._gate.stream_refusal() if stream.endless else None
+        if refusal is None:
+            return stream
+        await stream.chunks.aclose()
+        return errors.refuse(refusal, v1=v1, write=False)
+
+    async def _stream(
+        self, request: web.BaseRequest, stream: Stream, label: str, started: float, close: bool
+    ) -> web.StreamResponse:
+        """Send an answer in chunks. A finite one is counted when it has ended."""
+        reply = web.StreamResponse(status=stream.status, headers=self._headers(stream.head))
+        if close or self.closing:
+            reply.force_close()
+        observe = self._recorder.observe
+        if stream.endless:
+            observe(label, request.method, stream.status, self._loop.time() - started)
+        handler = request.protocol
+        assert isinstance(handler, _Handler), "made by this server"
+        try:
+            await self._streams.send(request, reply, stream, handler.cut)
+        finally:
+            if not stream.endless:
+                observe(label, request.method, stream.status, self._loop.time() - started)
+        return reply
+
+    async def _take_upload(
+        self, request: web.BaseRequest, found: Match, raw_query: bytes, close: bool
+    ) -> tuple[Response | Stream, bool]:
+        """Receive a body into a file and run the handler; also tell whether to close afterwards."""
+        length = request.content_length
+        limit = self._settings.upload_bytes_max
+        if length is not None and length > limit:
+            return errors.too_large(length, limit, "upload_bytes_max", v1=found.route.v1), True
+        await self._continue(request)
+        async with self._uploads.receive(request, v1=found.route.v1) as upload:
+            if isinstance(upload, Response):
+                return upload, True
+            return await self._run(request, found, raw_query, b"", upload), close
+
+    async def _continue(self, request: web.BaseRequest) -> None:
+        """Tell a client that asked first to go on and send the body."""
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request._payload_writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request._payload_writer.output_size = 0  # as aiohttp's own handler does
 
     def _keep(self, response: Response, *, v1: bool) -> Response:
         """Count a large answer, or refuse to keep it; ``_Handler`` gives it back when it was sent."""
@@ -129,12 +194,17 @@ class App:
         return response
 
     async def _run(
-        self, request: web.BaseRequest, found: Match, raw_query: bytes, body: bytes
-    ) -> Response:
+        self,
+        request: web.BaseRequest,
+        found: Match,
+        raw_query: bytes,
+        body: bytes,
+        upload: Upload | None = None,
+    ) -> Response | Stream:
         route = found.route
         try:
             return await route.handler(
-                Request(request.method, found.path, raw_query, request.headers, body)
+                Request(request.method, found.path, raw_query, request.headers, body, upload)
             )
         except Exception as error:  # noqa: BLE001  # turned into an answer, and logged when unknown
             return errors.refuse(error, v1=route.v1, write=request.method in WRITES)
@@ -151,9 +221,7 @@ class App:
         length = request.content_length
         if length is not None and length > limit:
             return self._oversize(request, found, raw_query, length, limit)
-        if request.headers.get("Expect", "").lower() == "100-continue":
-            await request._payload_writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request._payload_writer.output_size = 0  # as aiohttp's own handler does
+        await self._continue(request)
         chunks: list[bytes] = []
         total = 0
         gate = self._gate
@@ -200,13 +268,17 @@ class App:
         return reply
 
     def _reply(self, response: Response, *, close: bool) -> web.Response:
-        headers = CIMultiDict(header_pairs(response.head))
-        headers["X-Kvnode-Node"] = self._settings.node_name
-        headers["Server"] = SERVER
+        headers = self._headers(response.head)
         reply = web.Response(status=response.status, headers=headers, body=response.body)
         if close:
             reply.force_close()
         return reply
+
+    def _headers(self, head: bytes) -> CIMultiDict[str]:
+        headers = CIMultiDict(header_pairs(head))
+        headers["X-Kvnode-Node"] = self._settings.node_name
+        headers["Server"] = SERVER
+        return headers
 
 
 class _Handler(web.RequestHandler):
@@ -270,7 +342,8 @@ class _Handler(web.RequestHandler):
             )  # fmt: skip
             self.force_close()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """End the connection at once."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -282,12 +355,12 @@ class _Handler(web.RequestHandler):
         if size <= LARGE_ANSWER_BYTES:
             return await super().finish_response(request, resp, start_time)
         loop = asyncio.get_running_loop()
-        self.gate.is_slow(self, loop.time(), self._cut)
+        self.gate.is_slow(self, loop.time(), self.cut)
         try:
             async with asyncio.timeout(self.limits.write_timeout_s):
                 return await super().finish_response(request, resp, start_time)
         except TimeoutError:
-            self._cut()
+            self.cut()
             return resp, True
         finally:
             self.gate.is_quick(self)

@@ -46,6 +46,16 @@ class HttpSettings:
     """Requests in progress on all connections."""
     pending_bytes_max: int = 64 * 1024 * 1024
     """Bodies of requests in progress, received so far."""
+    streams_max: int = 1_000
+    """Endless streams at a time, such as server-sent events."""
+    upload_bytes_max: int = 1024 * 1024 * 1024
+    """Length of a body that goes to a file: a snapshot to restore. A longer one is 413."""
+    uploads_max: int = 2
+    """Such bodies at a time."""
+    spool_dir: str = ""
+    """Where large bodies wait in files; empty: where the system keeps temporary files."""
+    spool_reserve_bytes: int = 0
+    """What spooling must leave free on the volume of ``spool_dir``."""
     pipeline_max: int = 16
     """Reads in progress on one connection; more wait in the socket."""
     list_bytes_max: int = 64 * 1024 * 1024

@@ -28,15 +28,22 @@ class Gate:
         "rejected",
         "requests",
         "requests_max",
+        "streams",
+        "streams_max",
     )
 
-    def __init__(self, *, connections_max: int, requests_max: int, bytes_max: int) -> None:
+    def __init__(
+        self, *, connections_max: int, requests_max: int, bytes_max: int, streams_max: int = 1_000
+    ) -> None:
         """Start empty."""
         self.connections = 0
         self.connections_max = connections_max
         self.requests = 0
         self.parked = 0
         """Blocking queries that wait for a change. They are bounded apart, by the watchers."""
+        self.streams = 0
+        """Endless streams. They are bounded apart, by ``streams_max``."""
+        self.streams_max = streams_max
         self.requests_max = requests_max
         self.body_bytes = 0
         """Bytes of bodies received for requests that are not answered yet."""
@@ -68,6 +75,23 @@ class Gate:
     def unpark(self) -> None:
         """A parked request goes on."""
         self.parked -= 1
+        self.enter()
+
+    def stream_refusal(self) -> Overloaded | None:
+        """Return why no further endless stream may start, or None."""
+        if self.streams >= self.streams_max:
+            self.rejected += 1
+            return Overloaded(f"{self.streams_max} streams are open")
+        return None
+
+    def flow(self) -> None:
+        """A request in progress becomes an endless stream: it takes no place among the others."""
+        self.leave()
+        self.streams += 1
+
+    def unflow(self) -> None:
+        """The stream is at its end."""
+        self.streams -= 1
         self.enter()
 
     async def wait_idle(self, timeout_s: float) -> bool:

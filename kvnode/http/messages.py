@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from kvnode.http.uploads import Upload
 
 VARY = b"Vary: Accept-Encoding\r\nX-Consul-Default-ACL-Policy: allow\r\n"
 """On every answer under ``/v1`` (spec §1.7)."""
@@ -41,6 +44,8 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     """Names match without regard to case."""
     body: bytes
+    upload: Upload | None = None
+    """The body in a file, for routes that ask for it; ``body`` is empty then."""
 
 
 Respond = Callable[[Response], None]

@@ -107,6 +107,7 @@ class HttpCollector(Collector):
             ("connections", "Open connections.", self._gate.connections),
             ("requests_in_progress", "Requests in progress.", self._gate.requests),
             ("blocking_queries", "Parked blocking queries.", self._gate.parked),
+            ("streams", "Endless streams, such as server-sent events.", self._gate.streams),
             ("request_bytes_in_progress", "Received body bytes.", self._gate.body_bytes),
         ):
             yield GaugeMetricFamily(f"kvnode_http_{name}", text, value=value)

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from kvnode.http.messages import VARY, Request, Response, text
 from kvnode.http.paths import redirect, resolve
+from kvnode.http.streams import Stream
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response | Stream]]
 
 
 class Route(NamedTuple):
@@ -27,6 +28,8 @@ class Route(NamedTuple):
     """Methods that work, but are not in ``Allow``."""
     large_body: bool = False
     """The body is a value: bounded by ``value_bytes_max``, and refused with Consul's text."""
+    upload: tuple[str, ...] = ()
+    """Methods whose body goes to a file (``Request.upload``), bounded by ``upload_bytes_max``."""
 
     @property
     def v1(self) -> bool:

@@ -33,6 +33,7 @@ class HttpServer:
             connections_max=settings.connections_max,
             requests_max=settings.requests_max,
             bytes_max=settings.pending_bytes_max,
+            streams_max=settings.streams_max,
         )
         self._blocking = Blocking(context.replica, self.gate)
         backend = Backend(context.replica, Lists(settings), self._blocking)
@@ -66,7 +67,7 @@ class HttpServer:
         """Stop listening, finish requests in progress for ``close_grace_s``, then cut the rest."""
         if self._server is None:
             return
-        self._app.closing = True
+        self._app.begin_close()
         self._server.close()
         self._hub.begin_close()
         self._blocking.close()
