@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kvnode.cli import dev, kv, operator
+from kvnode.cli import bench, dev, kv, operator
 
 app = typer.Typer(
     name="kvnode",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(dev.app, name="dev")
 app.add_typer(kv.app, name="kv")
+app.command("bench")(bench.bench)
 app.command("members")(operator.members)
 app.add_typer(operator.app, name="operator")
 

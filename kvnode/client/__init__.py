@@ -17,6 +17,8 @@ Invariants:
 - Every wait has an end: ``timeout_s``, plus the time that a blocking query asks the server to wait.
 - Errors are those of ``kvnode.errors``; none of ``aiohttp``'s leaves this package.
 
+``load`` is something else beside it: a generator of load for ``kvnode bench``, with connections of its own.
+
 What it does not do: cache, watch in the background, or keep sessions alive. It knows nothing of kvnode's
 inside; it imports ``kvnode.errors`` only.
 """

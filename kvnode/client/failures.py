@@ -55,7 +55,7 @@ def from_exception(error: Exception, url: str) -> KvnodeError:
 def from_answer(status: int, body: bytes) -> KvnodeError:
     """Translate an answer whose status is an error, and not the 404 of a missing key."""
     text = body[:2000].decode(errors="replace").strip() or f"HTTP status {status}"
-    took_effect: TookEffect = "no" if any(sure in text for sure in _CERTAINLY_NOT) else "unknown"
+    took_effect: TookEffect = "no" if is_certainly_not(text) else "unknown"
     if status == 413:
         return ValueTooLarge(text)
     if status == 429:
@@ -71,3 +71,8 @@ def from_answer(status: int, body: bytes) -> KvnodeError:
     if "invalid session" in text or "missing session" in text:
         return BadRequest(text)
     return NotNow(text, took_effect=took_effect)
+
+
+def is_certainly_not(text: str) -> bool:
+    """Whether a refusal's text says that nothing happened."""
+    return any(sure in text for sure in _CERTAINLY_NOT)
