@@ -5,10 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 
 from kvnode.errors import CorruptLog
+from kvnode.store.control import Event, decode_autopilot, decode_event
+from kvnode.store.control_commands import EVENTS_KEPT
 from kvnode.store.records import (
     DELAY_ORDER,
     DELAYS,
     DIGEST_MASK,
+    EVENTS,
     GRAVE_ORDER,
     GRAVES,
     HELD,
@@ -16,6 +19,7 @@ from kvnode.store.records import (
     MARK_BYTES,
     MARKED,
     META_KEY,
+    PARAMETERS,
     SESSION_ID_CHARACTERS,
     SESSIONS,
     TABLES,
@@ -96,6 +100,10 @@ class _Audit:
             self._held.add((raw[1:at].decode("ascii", "replace"), raw[at:]))
         elif table == DELAYS:
             self._delay(raw, record)
+        elif table == PARAMETERS:
+            decode_autopilot(record)
+        elif table == EVENTS:
+            self._event(decode_event(raw, record))
         else:
             index, ordered = decode_order_key(raw)
             (self._order if table == GRAVE_ORDER else self._delay_order)[ordered] = index
@@ -118,6 +126,12 @@ class _Audit:
             self.problems.append(
                 f"session {session.session_id} was made at {session.create_index}, the last one "
                 f"at {self.meta.session_index}"
+            )
+
+    def _event(self, event: Event) -> None:
+        if not 0 < event.fired_at <= self.meta.applied_index:
+            self.problems.append(
+                f"event {event.event_id} is from {event.fired_at}: not applied yet"
             )
 
     def _delay(self, raw: bytes, record: bytes) -> None:
@@ -143,6 +157,7 @@ class _Audit:
             ("ordered tombstones", len(self._graves), self._rows[GRAVE_ORDER]),
             ("sessions", meta.sessions, self._rows[SESSIONS]),
             ("ordered lock-delays", len(self._delays), self._rows[DELAY_ORDER]),
+            ("events", min(self._rows[EVENTS], EVENTS_KEPT), self._rows[EVENTS]),
         ):
             if expected != found:
                 self.problems.append(f"{found} {name} where {expected} should be")

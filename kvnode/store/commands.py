@@ -13,6 +13,12 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from kvnode.errors import BadRequest
+from kvnode.store.control_commands import (
+    AutopilotSet,
+    EventFire,
+    is_sound_autopilot,
+    is_sound_event,
+)
 from kvnode.store.records import DELETE, RELEASE, SESSION_ID_CHARACTERS, KVPair
 
 
@@ -231,6 +237,8 @@ Command = (
     | SessionDestroy
     | ReapLockDelays
     | Txn
+    | AutopilotSet
+    | EventFire
 )
 
 KINDS: dict[int, type[Command]] = {
@@ -244,6 +252,8 @@ KINDS: dict[int, type[Command]] = {
     8: SessionDestroy,
     9: ReapLockDelays,
     10: Txn,
+    20: AutopilotSet,
+    21: EventFire,
 }
 """Number on disk -> command."""
 
@@ -275,7 +285,7 @@ def adds_data(command: Command) -> bool:
     return type(command) in _ADDING
 
 
-_ADDING: Final = frozenset({KvSet, KvLock, SessionCreate})
+_ADDING: Final = frozenset({KvSet, KvLock, SessionCreate, EventFire})
 _ADDING_VERBS: Final = frozenset({Verb.SET, Verb.CAS, Verb.LOCK})
 
 CHECKS_MAX: Final = 0xFFFF
@@ -315,6 +325,10 @@ def check_command(command: object) -> None:
         case Txn(ops, read_bytes_max, as_of):
             sound = type(ops) is tuple and all(map(_is_sound_operation, ops))
             sound = sound and _is_uint64(read_bytes_max) and _is_uint64(as_of)
+        case AutopilotSet():
+            sound = is_sound_autopilot(command)
+        case EventFire():
+            sound = is_sound_event(command)
         case _:
             sound = False
     if not sound:

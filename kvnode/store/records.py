@@ -37,8 +37,12 @@ DELAYS: Final = b"d"
 long it is, and never what time it is: each node's clock starts when it learns of it (RC-62)."""
 DELAY_ORDER: Final = b"e"
 """Lock-delays by age, as ``GRAVE_ORDER``: ``e`` + index as 8 big-endian bytes + ``d`` + key -> empty."""
+PARAMETERS: Final = b"p"
+"""Parameters of the cluster: ``p`` + name of the group -> record, see ``control``."""
+EVENTS: Final = b"v"
+"""The newest events: ``v`` + index as 8 big-endian bytes -> event record, see ``control``."""
 
-MARKED: Final = frozenset({KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS})
+MARKED: Final = frozenset({KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS, PARAMETERS, EVENTS})
 """Tables whose records start with a mark and count for the digest."""
 TABLES: Final = MARKED | {GRAVE_ORDER, HELD, DELAY_ORDER}
 """Every table that this version writes."""

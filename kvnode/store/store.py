@@ -8,7 +8,7 @@ from struct import error as StructError
 from typing import Any, Final
 
 from kvnode.errors import CorruptLog, InvariantBroken
-from kvnode.store import kv, locks, reads, txn
+from kvnode.store import control, kv, locks, reads, txn
 from kvnode.store.commands import (
     Command,
     KvDelete,
@@ -24,6 +24,7 @@ from kvnode.store.commands import (
     Txn,
     TxnOutcome,
 )
+from kvnode.store.control_commands import AutopilotSet, EventFire
 from kvnode.store.engine import Engine
 from kvnode.store.records import DELAY_ORDER, META_KEY, KVPair, Meta, Session, decode_meta
 from kvnode.store.snapshot import Dump
@@ -35,6 +36,9 @@ ChangeListener = Callable[[int, bytes, bool], None]
 
 SessionListener = Callable[[int, str, Session | None], None]
 """Called with the index, the id, and the session when it began, None when it ended."""
+
+EventListener = Callable[[int], None]
+"""Called with the index of the newest event."""
 
 DIGESTS_KEPT: Final = 1 << 15
 """For how many of the last applied indexes ``digest_at`` knows the answer."""
@@ -52,6 +56,8 @@ _HANDLERS: Final[dict[type[Command], Callable[[Transaction, int, Any], Result]]]
     SessionDestroy: locks.destroy_session,
     ReapLockDelays: locks.reap_delays,
     Txn: txn.run_txn,
+    AutopilotSet: control.set_autopilot,
+    EventFire: control.fire_event,
 }
 
 KVPairs = list[KVPair]
@@ -70,9 +76,19 @@ class Store:
             ``apply_batch``.
         on_session: Called likewise for each session that began or ended; after ``replace`` once
             with an empty id: any may have.
+        on_event: Called likewise when events were fired; after ``replace`` in any case.
     """
 
-    __slots__ = ("_meta", "_ring", "_ring_first", "engine", "on_change", "on_session")
+    __slots__ = (
+        "_events",
+        "_meta",
+        "_ring",
+        "_ring_first",
+        "engine",
+        "on_change",
+        "on_event",
+        "on_session",
+    )
 
     def __init__(self, engine: Engine) -> None:
         """Open the store that an engine holds; an empty engine is an empty store.
@@ -84,11 +100,14 @@ class Store:
         self.engine = engine
         self.on_change: ChangeListener | None = None
         self.on_session: SessionListener | None = None
+        self.on_event: EventListener | None = None
         self._ring: list[int] = [0] * DIGESTS_KEPT
         self._open(engine)
 
     def _open(self, engine: Engine) -> None:
         self._meta = read_meta(engine)
+        self._events: tuple[control.Event, ...] | None = None
+        """What ``events`` has read, until it changes."""
         self._ring_first = self._meta.applied_index
         self._ring[self._ring_first & _RING_MASK] = self._meta.digest
         self.engine = engine
@@ -155,6 +174,10 @@ class Store:
         if tx.session_changes and self.on_session is not None:
             for began_or_ended in tx.session_changes:
                 self.on_session(*began_or_ended)
+        if tx.event_fired:
+            self._events = None
+            if self.on_event is not None:
+                self.on_event(tx.event_fired)
 
     def replace(self, engine: Engine) -> Engine:
         """Go on with another engine, into which a snapshot was loaded; return the old one.
@@ -170,6 +193,8 @@ class Store:
             self.on_change(self._meta.applied_index, b"", True)
         if self.on_session is not None:
             self.on_session(self._meta.applied_index, "", None)
+        if self.on_event is not None:
+            self.on_event(self._meta.applied_index)
         return old
 
     # --- positions -------------------------------------------------------------------------
@@ -291,6 +316,16 @@ class Store:
     def delays_bound(self, upto: int, at_most: int) -> int:
         """Return the same for lock-delays and ``ReapLockDelays``."""
         return reads.reap_bound(self.engine, upto, at_most, DELAY_ORDER)
+
+    def autopilot(self) -> control.Autopilot | None:
+        """Return how the leader looks after the members; None when nobody ever set it."""
+        return control.read_autopilot(self.engine)
+
+    def events(self) -> tuple[control.Event, ...]:
+        """Return the newest events, oldest first."""
+        if self._events is None:
+            self._events = control.read_events(self.engine)
+        return self._events
 
     def view(self) -> View:
         """Open a view of this moment, for reads that may be long, see ``view.View``."""

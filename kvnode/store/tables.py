@@ -50,6 +50,7 @@ class Transaction:
         "count",
         "digest",
         "engine_get",
+        "event_fired",
         "graves_index",
         "kv_index",
         "overlay",
@@ -78,6 +79,8 @@ class Transaction:
         ) = meta
         self.changes: list[Change] | None = [] if watched else None
         self.session_changes: list[SessionChange] = []
+        self.event_fired = 0
+        """Index of the last event of this batch; 0: there was none."""
 
     def fork(self) -> Transaction:
         """Start a part of this batch, which sees it, and of which nothing remains unless it is merged."""

@@ -33,6 +33,7 @@ from kvnode.store.commands import (
     adds_data,
     check_command,
 )
+from kvnode.store.control_commands import AutopilotSet, EventFire
 from kvnode.store.records import KVPair
 
 ID = "7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"
@@ -48,6 +49,8 @@ COMMANDS: list[Command] = [
     ReapLockDelays(9),
     Txn((TxnOp(Verb.SET, b"k", b"v", 1, 2, ID), TxnOp(Verb.GET, b"k")), 4096, 7),
     Txn((), 0),
+    AutopilotSet(True, 200, 250, 3, -1, "zone", False, "ç", 7),
+    EventFire(ID, "deploy", b"\xff", "web.*", "", "v1"),
 ]
 
 
@@ -78,6 +81,8 @@ def test_numbers_on_disk_are_never_used_again() -> None:
         8: "SessionDestroy",
         9: "ReapLockDelays",
         10: "Txn",
+        20: "AutopilotSet",
+        21: "EventFire",
     }
     assert [verb.value for verb in Verb] == list(range(14))
 
@@ -98,6 +103,10 @@ BAD: list[tuple[Any, ...]] = [
     (5, b"k", b"v", "\ud800".encode("utf-16-le", "surrogatepass"), 0),
     (5, b"k", b"v", ID, -1),
     (6, b"k", b"v", None, 0),
+    (20, 1, 0, 0, 0, 0, "", False, "", None),
+    (20, True, 0, -1, 0, 0, "", False, "", None),
+    (21, "short", "deploy", b"", "", "", ""),
+    (21, ID, b"deploy", b"", "", "", ""),
     (7, "short", "", "", 0, 0, "", 0, (), ()),
     (7, ID, "", "", 0, 2, "", 0, (), ()),
     (7, ID, "", "", 2**63, 0, "", 0, (), ()),
@@ -188,5 +197,5 @@ def test_no_bytes_get_past_the_door_as_anything_else(data: bytes) -> None:
 def test_what_may_go_on_while_there_is_no_room() -> None:
     """RC-70: deletions, releases and ends are the way out."""
     adding = {type(command) for command in COMMANDS if adds_data(command)}
-    assert adding == {KvSet, KvLock, SessionCreate, Txn}
+    assert adding == {KvSet, KvLock, SessionCreate, Txn, EventFire}
     assert not adds_data(Txn((TxnOp(Verb.DELETE, b"k"), TxnOp(Verb.UNLOCK, b"k")), 0))
