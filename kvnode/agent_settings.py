@@ -58,6 +58,9 @@ def replica_settings(config: Config) -> ReplicaSettings:
         ),
         log_entries_max=config.log_entries_max,
         log_bytes_max=min(config.log_bytes_max, volume_bytes(config.data_dir) // 4),
+        history_entries_max=config.history_entries_max,
+        # While it is rewritten, the engine holds old and new tables at a time.
+        history_bytes_max=min(config.history_bytes_max, volume_bytes(config.data_dir) // 16),
         discovery_interval_s=config.discovery_interval_s,
     )
 

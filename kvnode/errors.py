@@ -3,7 +3,8 @@
     KvnodeError
     ├── BadRequest                  the caller's fault; nothing was proposed
     │   ├── KeyTooLong
-    │   └── ValueTooLarge
+    │   ├── ValueTooLarge
+    │   └── Compacted               an index outside the window of history that is kept
     ├── NotNow                      try again; ``took_effect`` says what became of the request
     │   ├── NotLeader(leader_id)    certainly not appended
     │   ├── NoLeader                certainly not appended
@@ -52,6 +53,27 @@ class KeyTooLong(BadRequest):
 
 class ValueTooLarge(BadRequest):
     """A value is larger than the configured bound."""
+
+
+class Compacted(BadRequest):
+    """An index from which the history that is kept does not reach to the present.
+
+    Attributes:
+        index: What was asked for.
+        oldest: The lowest index that could have been asked for.
+        newest: The highest.
+    """
+
+    def __init__(self, index: int, oldest: int, newest: int) -> None:
+        """Say what could have been asked for."""
+        if index > newest:
+            text = f"index {index} lies in the future: this cluster is at {newest}"
+        else:
+            text = f"index {index} is compacted: the history begins at {oldest}"
+        super().__init__(text)
+        self.index = index
+        self.oldest = oldest
+        self.newest = newest
 
 
 class NotNow(KvnodeError):

@@ -395,6 +395,23 @@ class Config:
         lo=64 * _KIB,
         hi=64 * _GIB,
     )
+    history_entries_max: int = _setting(
+        100_000,
+        "Changes of keys kept as history, for ?history, ?as_of and for feeds that resume; the oldest are "
+        "forgotten. 0: no history, and feeds only from now on. The leader's setting counts.",
+        section=_STORAGE,
+        lo=0,
+        hi=100_000_000,
+    )
+    history_bytes_max: int = _setting(
+        64 * _MIB,
+        "The same in bytes, counted with the old values; never more than a sixteenth of the volume. "
+        "0: no history.",
+        section=_STORAGE,
+        unit="bytes",
+        lo=0,
+        hi=64 * _GIB,
+    )
     heal_corruption: bool = _setting(
         False,
         "When this node's data are found damaged at start, and the others have a lasting leader: set them "

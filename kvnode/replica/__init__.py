@@ -16,7 +16,7 @@ Rooms:
   hop to the leader. ``service``: what peers may ask.
 - ``formation``: how an empty node bootstraps or joins. ``stewardship``: the leader admits, promotes,
   replaces and removes.
-- ``snapshots``, ``recovery``, ``upkeep``: streams, the start, compaction and reaping.
+- ``snapshots``, ``recovery``, ``upkeep``, ``history``: streams, the start, compaction, reaping and trimming.
 - ``comparison``: do all members hold the same data? ``administration``: what operators ask.
 - ``listener``: what the transport tells. ``peers``: whom to stay connected with.
 - ``sessions``: renewals on their way. ``session_timers``: the leader's clocks. ``lock_delays``: how long ago

@@ -314,6 +314,7 @@ class Replica:
         now = self.scheduler.time()
         self._watch_loop(now)
         self._guarded(self.sessions.tick, now)
+        self._guarded(self.upkeep.tick, now)
         if self._ticks % SWEEP_TICKS == 0:
             self.desk.sweep(now)
             self.sessions.sweep(now)

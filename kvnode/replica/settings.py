@@ -54,6 +54,10 @@ class ReplicaSettings:
     grave_age_s: float = 900.0
     grave_interval_s: float = 30.0
     """Tombstones are reaped after this age, in steps of the interval (spec §2.3)."""
+    history_entries_max: int = 100_000
+    """Changes kept as history, counted by key and entry; 0: none."""
+    history_bytes_max: int = 64 << 20
+    """The same in bytes of the engine; 0: none."""
     compare_interval_s: float = 5.0
     """How often the leader compares its members' data (RC-74)."""
     disk_stall_s: float = 5.0

@@ -1,4 +1,4 @@
-"""Housekeeping: flushing the store, compacting the log, reaping tombstones."""
+"""Housekeeping: flushing the store, compacting the log, reaping tombstones, trimming history."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kvnode.errors import KvnodeError, MustStop
 from kvnode.ports import LogBase
 from kvnode.raft.types import Index, Role
+from kvnode.replica.history import HistoryKeeper
 from kvnode.store.commands import ReapGraves
 
 if TYPE_CHECKING:
@@ -27,9 +28,14 @@ class Upkeep:
     def __init__(self, replica: Replica) -> None:
         """Start with nothing known to be flushed but what the log's base proves."""
         self._replica = replica
+        self.history = HistoryKeeper(replica)
         self._flushing = False
         self._ages: deque[tuple[float, int]] = deque()
         """(time, applied index) marks for the age of tombstones; this leader's own clock."""
+
+    def tick(self, _now: float) -> None:
+        """What cannot wait for a round: history grows with every write."""
+        self.history.look()
 
     def run(self, now: float) -> None:
         """One round."""

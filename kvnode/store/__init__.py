@@ -9,7 +9,8 @@ Vocabulary
     *Grave*, tombstone: what a deletion leaves, so that the index of a list does not fall (spec §2.3);
     one for a key, one for a whole deleted *tree*. *Mark*: 16 bytes of hash of one record; the
     *digest* is the sum of all marks. *Meta*: applied index, table indexes, counters and digest, in
-    one record. *Engine*: the ordered map of bytes below, in memory or RocksDB; *batch*: what it
+    one record. *Change*: what one entry did to one key; the *window* is what is kept of them, *floor* where
+    it begins. *Engine*: the ordered map of bytes below, in memory or RocksDB; *batch*: what it
     writes atomically. *Dump*, *load*: the state as chunks, and back.
 
 Invariants
@@ -26,6 +27,8 @@ Invariants
       stands in the log behind the end of a session, and was proposed without knowing of it, is refused
       while there is a lock-delay (RC-62).
     - A transaction is one entry and one index; if any operation fails, nothing of it remains (RC-66).
+    - Every change above ``history_floor`` is kept, at most one per key and entry: a reader that goes on
+      from its last one misses none and sees none twice. What is trimmed is trimmed by an entry.
     - The digest counts keys, sessions, lock-delays and graves, is kept per write and known for the last
       32,768 indexes, so that nodes compare themselves at a common index (RC-74).
     - An engine with rows but without the meta record is no store: never "empty" (RC-50).
@@ -35,7 +38,7 @@ proposes, or at the word of a command that it has judged),
 locking in the sense of threads (one task owns the store), waiting (``on_change`` tells who waits),
 syncs (the replica decides when to flush), JSON and URLs.
 
-Where to read on: ``kv``, ``locks`` and ``txn`` say what each command does, ``tables`` how a batch sees
-itself, ``records`` what is stored, ``reads``, ``snapshot``, ``checks``; ``DESIGN.md`` has the reasons and
-the measurements.
+Where to read on: ``kv``, ``locks`` and ``txn`` say what each command does, ``history`` what is kept of it,
+``tables`` how a batch sees itself, ``records`` what is stored, ``reads``, ``snapshot``, ``checks``;
+``DESIGN.md`` has the reasons and the measurements.
 """

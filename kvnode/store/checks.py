@@ -8,6 +8,7 @@ from kvnode.errors import CorruptLog
 from kvnode.store.control import Event, decode_autopilot, decode_event
 from kvnode.store.control_commands import EVENTS_KEPT
 from kvnode.store.records import (
+    CHANGES,
     DELAY_ORDER,
     DELAYS,
     DIGEST_MASK,
@@ -20,19 +21,24 @@ from kvnode.store.records import (
     MARKED,
     META_KEY,
     PARAMETERS,
+    REVISIONS,
     SESSION_ID_CHARACTERS,
     SESSIONS,
     TABLES,
     TREE_GRAVES,
     Meta,
+    decode_change,
+    decode_change_key,
     decode_delay,
     decode_grave,
     decode_key,
     decode_order_key,
+    decode_revision_key,
     decode_session,
     mark_of,
 )
 from kvnode.store.store import Store, read_meta
+from kvnode.store.tables import history_bytes
 
 
 def check(store: Store) -> list[str]:
@@ -72,6 +78,9 @@ class _Audit:
         self._locked: set[tuple[str, bytes]] = set()
         self._delays: dict[bytes, int] = {}
         self._delay_order: dict[bytes, int] = {}
+        self._changes: set[tuple[bytes, int]] = set()
+        self._revisions: set[tuple[bytes, int]] = set()
+        self._change_bytes = 0
 
     def row(self, raw: bytes, record: bytes) -> None:
         if raw <= self._last:
@@ -104,6 +113,10 @@ class _Audit:
             decode_autopilot(record)
         elif table == EVENTS:
             self._event(decode_event(raw, record))
+        elif table == CHANGES:
+            self._change(raw, record)
+        elif table == REVISIONS:
+            self._revisions.add(decode_revision_key(raw))
         else:
             index, ordered = decode_order_key(raw)
             (self._order if table == GRAVE_ORDER else self._delay_order)[ordered] = index
@@ -140,6 +153,18 @@ class _Audit:
         if not 0 < index <= self.meta.session_index:
             self.problems.append(f"the lock-delay {raw!r} began at {index}, where no session ended")
 
+    def _change(self, raw: bytes, row: bytes) -> None:
+        index, key = decode_change_key(raw)
+        self._changes.add((key, index))
+        self._change_bytes += history_bytes(raw, row)
+        old = decode_change(raw, row)[1]
+        if not self.meta.history_floor < index <= self.meta.kv_index:
+            self.problems.append(f"the change of {key!r} at {index} is outside of the window")
+        if old and mark_of(KV + key, old[MARK_BYTES:]) != old[:MARK_BYTES]:
+            self.problems.append(f"the old record of {key!r} at {index} does not match its mark")
+        if old and decode_key(KV + key, old).modify_index >= index:
+            self.problems.append(f"the old record of {key!r} at {index} is not older")
+
     def _grave(self, raw: bytes, index: int) -> None:
         self._graves[raw] = index
         if not 0 < index <= self.meta.graves_index:
@@ -158,6 +183,7 @@ class _Audit:
             ("sessions", meta.sessions, self._rows[SESSIONS]),
             ("ordered lock-delays", len(self._delays), self._rows[DELAY_ORDER]),
             ("events", min(self._rows[EVENTS], EVENTS_KEPT), self._rows[EVENTS]),
+            ("changes", meta.history_rows, self._rows[CHANGES]),
         ):
             if expected != found:
                 self.problems.append(f"{found} {name} where {expected} should be")
@@ -165,6 +191,12 @@ class _Audit:
             self.problems.append("the tombstones' order does not agree with the tombstones")
         if self._delay_order != self._delays:
             self.problems.append("the lock-delays' order does not agree with the lock-delays")
+        if self._changes != self._revisions:
+            self.problems.append("the changes by key do not agree with the changes")
+        if self._change_bytes != meta.history_bytes:
+            self.problems.append(
+                f"the history takes {self._change_bytes} bytes, not {meta.history_bytes}"
+            )
         if self._held != self._locked:
             self.problems.append("what sessions hold does not agree with the keys' locks")
         for session_id, key in sorted(self._locked):

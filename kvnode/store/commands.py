@@ -130,6 +130,16 @@ class ReapLockDelays(NamedTuple):
     upto: int
 
 
+class TrimHistory(NamedTuple):
+    """Forget the changes up to ``upto``, and say whether further ones are kept. Proposed by the leader
+    by its settings. Result: the number forgotten.
+    """
+
+    upto: int
+    """Without ``recording`` everything is forgotten, whatever this says."""
+    recording: bool = True
+
+
 class Verb(IntEnum):
     """What one operation of a transaction does (spec §6). The numbers are on disk."""
 
@@ -239,6 +249,7 @@ Command = (
     | Txn
     | AutopilotSet
     | EventFire
+    | TrimHistory
 )
 
 KINDS: dict[int, type[Command]] = {
@@ -254,6 +265,7 @@ KINDS: dict[int, type[Command]] = {
     10: Txn,
     20: AutopilotSet,
     21: EventFire,
+    25: TrimHistory,
 }
 """Number on disk -> command."""
 
@@ -313,6 +325,8 @@ def check_command(command: object) -> None:
             sound = _is_bytes(prefix)
         case ReapGraves(upto) | ReapLockDelays(upto):
             sound = _is_uint64(upto)
+        case TrimHistory(upto, recording):
+            sound = _is_uint64(upto) and type(recording) is bool
         case KvLock(key, value, session, flags, as_of):
             sound = _is_bytes(key) and _is_bytes(value) and _is_text(session)
             sound = sound and _is_uint64(flags) and _is_uint64(as_of)

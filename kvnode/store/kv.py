@@ -18,6 +18,7 @@ from kvnode.store.records import (
     KEY_VERSION,
     KV,
     TREE_GRAVES,
+    Cause,
     decode_key,
     decode_order_key,
     holder_of,
@@ -30,6 +31,7 @@ from kvnode.store.tables import Transaction
 _unpack = KEY_HEAD.unpack_from
 _pack = KEY_BODY.pack
 _from_bytes = int.from_bytes
+_PUT = int(Cause.PUT)
 
 
 def set_key(tx: Transaction, index: int, command: KvSet) -> Result:
@@ -68,9 +70,7 @@ def set_key(tx: Transaction, index: int, command: KvSet) -> Result:
     mark = mark_of(raw, body)
     tx.digest = (digest + _from_bytes(mark, "big")) & DIGEST_MASK
     overlay[raw] = mark + body
-    tx.kv_index = index
-    if tx.changes is not None:
-        tx.changes.append((index, key, False))
+    tx.changed(index, key, old, _PUT)
     return Result(True, index, index)
 
 
@@ -83,11 +83,11 @@ def delete_key(tx: Transaction, index: int, command: KvDelete) -> Result:
         return Result(True, index)
     if cas is not None and cas != decode_key(raw, old).modify_index:
         return Result(False, index)
-    drop_key(tx, index, key, old)
+    drop_key(tx, index, key, old, Cause.DELETE)
     return Result(True, index)
 
 
-def drop_key(tx: Transaction, index: int, key: bytes, old: bytes) -> None:
+def drop_key(tx: Transaction, index: int, key: bytes, old: bytes, cause: Cause) -> None:
     """Delete a key that exists, and leave a tombstone. A lock goes with it, without lock-delay."""
     tx.remove(KV + key, old)
     holder = holder_of(old)
@@ -95,9 +95,7 @@ def drop_key(tx: Transaction, index: int, key: bytes, old: bytes) -> None:
         tx.overlay[HELD + holder + key] = None
     tx.count -= 1
     tx.bury(GRAVES, key, index)
-    tx.kv_index = index
-    if tx.changes is not None:
-        tx.changes.append((index, key, False))
+    tx.changed(index, key, old, cause)
 
 
 def delete_tree(tx: Transaction, index: int, command: KvDeleteTree) -> Result:
@@ -112,6 +110,8 @@ def delete_tree(tx: Transaction, index: int, command: KvDeleteTree) -> Result:
         holder = holder_of(old)
         if holder:
             tx.overlay[HELD + holder + raw[1:]] = None
+        if tx.recording:
+            tx.record(index, raw[1:], old, Cause.DELETE_TREE)
         deleted += 1
     if deleted:
         tx.count -= deleted

@@ -27,6 +27,7 @@ from kvnode.store.records import (
     LOCK_DELAY_MAX_NS,
     SESSION_ID_CHARACTERS,
     SESSIONS,
+    Cause,
     KVPair,
     Session,
     decode_delay,
@@ -63,7 +64,7 @@ def lock_key(tx: Transaction, index: int, command: KvLock) -> Result:
         tx.overlay[HELD + holder + key] = b""
     create = pair.create_index if pair is not None else index
     wanted = KVPair(key, value, flags, create, index, lock_index, session)
-    return Result(True, index, _put(tx, wanted, pair, old))
+    return Result(True, index, _put(tx, wanted, pair, old, Cause.ACQUIRE))
 
 
 def unlock_key(tx: Transaction, index: int, command: KvUnlock) -> Result:
@@ -76,10 +77,12 @@ def unlock_key(tx: Transaction, index: int, command: KvUnlock) -> Result:
         return Result(False, index)
     tx.overlay[HELD + session.encode() + key] = None
     wanted = KVPair(key, value, flags, pair.create_index, index, pair.lock_index, "")
-    return Result(True, index, _put(tx, wanted, pair, old))
+    return Result(True, index, _put(tx, wanted, pair, old, Cause.RELEASE))
 
 
-def _put(tx: Transaction, pair: KVPair, former: KVPair | None, old: bytes | None) -> int:
+def _put(
+    tx: Transaction, pair: KVPair, former: KVPair | None, old: bytes | None, cause: Cause
+) -> int:
     """Write a key unless only its modify index would change (spec §2.1); return the one it has then."""
     key, value, flags, create, index, lock_index, session = pair
     if former is not None and pair._replace(modify_index=former.modify_index) == former:
@@ -88,9 +91,7 @@ def _put(tx: Transaction, pair: KVPair, former: KVPair | None, old: bytes | None
     record = encode_key(raw, value, flags, create, index, lock_index, session.encode())
     tx.put(raw, record, old)
     tx.count += old is None
-    tx.kv_index = index
-    if tx.changes is not None:
-        tx.changes.append((index, key, False))
+    tx.changed(index, key, old, cause)
     return index
 
 
@@ -141,10 +142,11 @@ def _let_go(tx: Transaction, index: int, key: bytes, session: Session) -> None:
     if old is None or pair is None or pair.session != session.session_id:
         raise CorruptLog(f"session {session.session_id} should hold {key!r}, and does not")
     if session.behavior == DELETE:
-        drop_key(tx, index, key, old)
+        drop_key(tx, index, key, old, Cause.SESSION_END)
         return
     tx.overlay[HELD + session.session_id.encode("ascii") + key] = None
-    _put(tx, pair._replace(session="", modify_index=index), pair, old)
+    wanted = pair._replace(session="", modify_index=index)
+    _put(tx, wanted, pair, old, Cause.SESSION_END)
 
 
 def reap_delays(tx: Transaction, index: int, command: ReapLockDelays) -> Result:

@@ -9,10 +9,12 @@ needs to hash only the new record: the old mark is read, not computed again.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from hashlib import blake2b
 from struct import Struct
 from struct import error as StructError
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from kvnode.errors import CorruptLog
 
@@ -41,10 +43,16 @@ PARAMETERS: Final = b"p"
 """Parameters of the cluster: ``p`` + name of the group -> record, see ``control``."""
 EVENTS: Final = b"v"
 """The newest events: ``v`` + index as 8 big-endian bytes -> event record, see ``control``."""
+CHANGES: Final = b"c"
+"""Changes of keys by index: ``c`` + index as 8 big-endian bytes + key -> what did it, and the key's
+record as it was before. At most one per key and index: what an entry does to a key in several steps is
+one change. Not in the digest, see ``kvnode.store.history``."""
+REVISIONS: Final = b"r"
+"""The same by key: ``r`` + length of the key as 4 big-endian bytes + key + index as 8 -> empty. Derived."""
 
 MARKED: Final = frozenset({KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS, PARAMETERS, EVENTS})
 """Tables whose records start with a mark and count for the digest."""
-TABLES: Final = MARKED | {GRAVE_ORDER, HELD, DELAY_ORDER}
+TABLES: Final = MARKED | {GRAVE_ORDER, HELD, DELAY_ORDER, CHANGES, REVISIONS}
 """Every table that this version writes."""
 
 MARK_BYTES: Final = 16
@@ -83,13 +91,40 @@ DELAY_BYTES: Final = MARK_BYTES + DELAY_BODY.size
 LOCK_DELAY_MAX_NS: Final = 60_000_000_000
 """A longer lock-delay acts as this one (spec §5.1)."""
 
-META_VERSION: Final = 2
-_META: Final = Struct("<BQQQQQ16sQQ")
+CHANGE_VERSION: Final = 1
+CHANGE_HEAD: Final = Struct("<BBI")
+"""Version, cause, checksum; then the key's former record, empty when there was none. That record has a
+mark of its own, so the checksum is only over the raw key, the cause, and the record's length."""
+_CHANGE_SUM: Final = Struct("<IBI")
+
+META_VERSION: Final = 3
+_META: Final = Struct("<BQQQQQ16sQQBQQQ")
+_META_2: Final = Struct("<BQQQQQ16sQQ")
+"""Version 2, from before there was a history."""
 _META_1: Final = Struct("<BQQQQQ16s")
 """Version 1, from before there were sessions."""
 _LENGTH: Final = Struct("<I")
 _ORDER: Final = Struct(">Q")
+_WIDTH: Final = Struct(">I")
 _INDEX_MAX: Final = (1 << 64) - 1
+
+
+class Cause(IntEnum):
+    """What changed a key. The numbers are on disk."""
+
+    PUT = 1
+    ACQUIRE = 2
+    RELEASE = 3
+    DELETE = 4
+    DELETE_TREE = 5
+    SESSION_END = 6
+    """The session that held it ended: released, or deleted."""
+    EXPIRE = 7
+    """Its own time was over."""
+    COPY = 8
+    MOVE = 9
+    ADD = 10
+    """A counter was counted up or down."""
 
 
 class KVPair(NamedTuple):
@@ -149,6 +184,14 @@ class Meta(NamedTuple):
     """Index of the last session made or ended; 0 when there never was one."""
     sessions: int = 0
     """Number of sessions."""
+    recording: bool = True
+    """Whether changes are kept as history."""
+    history_floor: int = 0
+    """Every change above this index is kept, and none below; means nothing while nothing is recorded."""
+    history_rows: int = 0
+    """Number of changes kept."""
+    history_bytes: int = 0
+    """Bytes of their rows, in both tables."""
 
 
 def mark_of(raw: bytes, body: bytes) -> bytes:
@@ -326,34 +369,101 @@ def encode_meta(meta: Meta) -> bytes:
     return _META.pack(META_VERSION, *meta[:5], digest, *meta[6:])
 
 
+def _from_before(record: bytes) -> bytes:
+    """Bring an older version's meta record to the present form: its history begins now."""
+    if len(record) == _META_1.size and record[0] == 1:
+        record = b"\2" + record[1:] + bytes(_META_2.size - _META_1.size)
+    if len(record) == _META_2.size and record[0] == 2:
+        applied = record[1:9]
+        record = bytes((META_VERSION,)) + record[1:] + b"\1" + applied + bytes(16)
+    return record
+
+
 def decode_meta(record: bytes) -> Meta:
     """Read the meta record.
 
     Raises:
         CorruptLog: It is of no known version, or says what cannot be.
     """
-    if len(record) == _META_1.size and record[0] == 1:
-        record = bytes((META_VERSION,)) + record[1:] + bytes(_META.size - _META_1.size)
+    record = _from_before(record)
     if len(record) != _META.size or record[0] != META_VERSION:
         raise CorruptLog("the store's meta record has an unknown form")
-    _, applied, kv_index, graves_index, count, trees, digest, session_index, sessions = (
-        _META.unpack(record)
-    )
-    if not graves_index <= kv_index <= applied or session_index > applied:
-        raise CorruptLog(
-            f"the store's meta record contradicts itself: applied {applied}, last change "
-            f"{kv_index}, last tombstone {graves_index}, last session {session_index}"
-        )
-    return Meta(
-        applied,
-        kv_index,
-        graves_index,
-        count,
-        trees,
-        int.from_bytes(digest, "big"),
-        session_index,
-        sessions,
-    )
+    fields = list(_META.unpack(record)[1:])
+    fields[5] = int.from_bytes(fields[5], "big")
+    fields[8] = bool(fields[8])
+    meta = Meta(*fields)
+    applied = meta.applied_index
+    if (
+        not meta.graves_index <= meta.kv_index <= applied
+        or max(meta.session_index, meta.history_floor) > applied
+    ):
+        raise CorruptLog(f"the store's meta record contradicts itself: {meta}")
+    return meta
+
+
+def change_key(index: int, key: bytes) -> bytes:
+    """Return the row of ``CHANGES`` for a key that changed at ``index``."""
+    return CHANGES + _ORDER.pack(index) + key
+
+
+def change_stop(upto: int) -> bytes:
+    """Return the first raw key of ``CHANGES`` above every change up to ``upto``."""
+    return CHANGES + _ORDER.pack(upto + 1)
+
+
+def decode_change_key(raw: bytes) -> tuple[int, bytes]:
+    """Return index and key, the inverse of ``change_key``.
+
+    Raises:
+        CorruptLog: The row is too short.
+    """
+    if len(raw) < 9:
+        raise CorruptLog(f"the change {raw!r} is too short")
+    index: int = _ORDER.unpack_from(raw, 1)[0]
+    return index, raw[9:]
+
+
+def decode_change(raw: bytes, row: bytes) -> tuple[int, bytes]:
+    """Return what caused a change, and the key's record before it; empty: there was none.
+
+    Raises:
+        CorruptLog: It is no change of a known version.
+    """
+    if len(row) < CHANGE_HEAD.size or row[0] != CHANGE_VERSION:
+        raise CorruptLog(f"the change {raw!r} has an unknown form")
+    _, cause, checksum = CHANGE_HEAD.unpack_from(row)
+    if checksum != _change_sum(raw, cause, len(row) - CHANGE_HEAD.size):
+        raise CorruptLog(f"the change {raw!r} does not match its checksum")
+    return cause, row[CHANGE_HEAD.size :]
+
+
+def encode_change(raw: bytes, cause: int, old: bytes) -> bytes:
+    """Build a row of ``CHANGES``, the inverse of ``decode_change``."""
+    return CHANGE_HEAD.pack(CHANGE_VERSION, cause, _change_sum(raw, cause, len(old))) + old
+
+
+def _change_sum(raw: bytes, cause: int, size: int) -> int:
+    return crc32(_CHANGE_SUM.pack(len(raw), cause, size), crc32(raw))
+
+
+def revision_key(key: bytes, index: int) -> bytes:
+    """Return the row of ``REVISIONS`` for a key that changed at ``index``.
+
+    The key's length stands before it, so that no other key's rows lie between its own.
+    """
+    return b"%b%b%b%b" % (REVISIONS, _WIDTH.pack(len(key)), key, _ORDER.pack(index))
+
+
+def decode_revision_key(raw: bytes) -> tuple[bytes, int]:
+    """Return key and index, the inverse of ``revision_key``.
+
+    Raises:
+        CorruptLog: The row is not as long as it says.
+    """
+    if len(raw) < 13 or len(raw) != 13 + _WIDTH.unpack_from(raw, 1)[0]:
+        raise CorruptLog(f"the revision {raw!r} is not as long as it says")
+    index: int = _ORDER.unpack_from(raw, len(raw) - 8)[0]
+    return raw[5:-8], index
 
 
 def successor(prefix: bytes) -> bytes | None:

@@ -19,6 +19,7 @@ from zlib import crc32
 from kvnode.errors import CorruptLog, InvariantBroken
 from kvnode.store.engine import Engine, EngineSnapshot, Write
 from kvnode.store.records import (
+    CHANGES,
     DELAY_ORDER,
     DELAYS,
     DIGEST_MASK,
@@ -30,14 +31,18 @@ from kvnode.store.records import (
     MARK_BYTES,
     MARKED,
     META_KEY,
+    REVISIONS,
     SESSIONS,
     TABLES,
     TREE_GRAVES,
     Meta,
+    decode_change,
+    decode_change_key,
     decode_meta,
     encode_meta,
     mark_of,
 )
+from kvnode.store.tables import history_bytes
 
 CHUNK_BYTES: Final = 256 * 1024
 """A chunk is closed once its rows have reached this size; one large row can make it larger."""
@@ -158,6 +163,8 @@ class _Loader:
         self._tables = dict.fromkeys(sorted(TABLES), 0)
         self._digest = 0
         self._locked = 0
+        self._changed = 0
+        self._oldest = 1 << 64
 
     def add(self, key: bytes, value: bytes) -> None:
         table = key[:1]
@@ -173,6 +180,12 @@ class _Loader:
             self._digest += int.from_bytes(mark, "big")
             if table == KV and value[KEY_SESSION_SIZE_AT]:
                 self._locked += 1
+        elif table == CHANGES:
+            self._changed += history_bytes(key, value)
+            record = decode_change(key, value)[1]
+            self._oldest = min(self._oldest, decode_change_key(key)[0])
+            if record and mark_of(KV + key[9:], record[MARK_BYTES:]) != record[:MARK_BYTES]:
+                raise CorruptLog(f"the old record of {key[9:49]!r} does not match its mark")
         self._tables[table] += 1
         self._batch.append((key, value))
         self._batch_bytes += len(key) + len(value)
@@ -190,9 +203,15 @@ class _Loader:
             ("sessions", meta.sessions, tables[SESSIONS]),
             ("keys held", self._locked, tables[HELD]),
             ("ordered lock-delays", tables[DELAYS], tables[DELAY_ORDER]),
+            ("changes", meta.history_rows, tables[CHANGES]),
+            ("changes by key", meta.history_rows, tables[REVISIONS]),
         ):
             if expected != found:
                 raise CorruptLog(f"the snapshot should hold {expected} {name} and holds {found}")
+        if self._oldest <= meta.history_floor:
+            raise CorruptLog("the snapshot's history begins before it says")
+        if self._changed != meta.history_bytes:
+            raise CorruptLog("the snapshot's history is not as long as it says")
         if self._digest & DIGEST_MASK != meta.digest:
             raise CorruptLog("the snapshot's rows do not add up to its digest")
 

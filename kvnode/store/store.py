@@ -8,7 +8,7 @@ from struct import error as StructError
 from typing import Any, Final
 
 from kvnode.errors import CorruptLog, InvariantBroken
-from kvnode.store import control, kv, locks, reads, txn
+from kvnode.store import control, history, kv, locks, reads, txn
 from kvnode.store.commands import (
     Command,
     KvDelete,
@@ -21,6 +21,7 @@ from kvnode.store.commands import (
     Result,
     SessionCreate,
     SessionDestroy,
+    TrimHistory,
     Txn,
     TxnOutcome,
 )
@@ -58,6 +59,7 @@ _HANDLERS: Final[dict[type[Command], Callable[[Transaction, int, Any], Result]]]
     Txn: txn.run_txn,
     AutopilotSet: control.set_autopilot,
     EventFire: control.fire_event,
+    TrimHistory: history.trim_history,
 }
 
 KVPairs = list[KVPair]
@@ -300,6 +302,32 @@ class Store:
         """Run a transaction on the state of this moment and keep nothing of it."""
         tx = Transaction(self.engine, self._meta, watched=False)
         return txn.evaluate(tx, self._meta.applied_index + 1, command)
+
+    # --- history ---------------------------------------------------------------------------
+
+    def history_floor(self) -> int:
+        """Index above which every change is known; without recording the applied index."""
+        return history.floor(self._meta)
+
+    def changes(
+        self, since: history.Position, prefix: bytes = b"", *, rows_max: int = 1000
+    ) -> history.Changes:
+        """Return the changes under a prefix behind a point, in order, see ``history.changes``."""
+        return history.changes(self.engine, self._meta, since, prefix, rows_max)
+
+    def history(self, key: bytes, *, limit: int, bytes_max: int) -> history.Revisions:
+        """Return a key's newest revisions, see ``history.history``."""
+        return history.history(self.engine, self._meta, key, limit, bytes_max)
+
+    def as_of(self, key: bytes, index: int) -> KVPair | None:
+        """Return a key as it was at an index, see ``history.as_of``."""
+        return history.as_of(self.engine, self._meta, key, index)
+
+    def trim_bound(self, rows: int, size: int, at_most: int) -> int:
+        """Return up to which index to trim, see ``history.trim_bound``."""
+        return history.trim_bound(self.engine, self._meta, rows, size, at_most)
+
+    # --- upkeep ----------------------------------------------------------------------------
 
     def graves(self) -> reads.Graves:
         """Return all tombstones as (key or prefix, index, is a tree's), in byte order."""

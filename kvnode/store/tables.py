@@ -13,6 +13,7 @@ from contextlib import closing
 
 from kvnode.store.engine import Engine, Rows, Write
 from kvnode.store.records import (
+    CHANGE_HEAD,
     DELAY_ORDER,
     DELAYS,
     DIGEST_MASK,
@@ -23,13 +24,16 @@ from kvnode.store.records import (
     TREE_GRAVES,
     Meta,
     Session,
+    change_key,
     decode_delay,
     decode_grave,
     decode_session,
+    encode_change,
     encode_delay,
     encode_grave,
     encode_meta,
     order_key,
+    revision_key,
 )
 
 Change = tuple[int, bytes, bool]
@@ -38,7 +42,15 @@ Change = tuple[int, bytes, bool]
 SessionChange = tuple[int, str, Session | None]
 """Index, id, and the session when it began, None when it ended."""
 
+_REVISION_OVERHEAD = 4
+"""What a row of the order by key is longer than the change itself."""
+
 _from_bytes = int.from_bytes
+
+
+def history_bytes(raw: bytes, row: bytes) -> int:
+    """How much a change counts towards the bound on history: its rows in both tables."""
+    return 2 * len(raw) + len(row) + _REVISION_OVERHEAD
 
 
 class Transaction:
@@ -52,8 +64,12 @@ class Transaction:
         "engine_get",
         "event_fired",
         "graves_index",
+        "history_bytes",
+        "history_floor",
+        "history_rows",
         "kv_index",
         "overlay",
+        "recording",
         "session_changes",
         "session_index",
         "sessions",
@@ -76,6 +92,10 @@ class Transaction:
             self.digest,
             self.session_index,
             self.sessions,
+            self.recording,
+            self.history_floor,
+            self.history_rows,
+            self.history_bytes,
         ) = meta
         self.changes: list[Change] | None = [] if watched else None
         self.session_changes: list[SessionChange] = []
@@ -93,6 +113,7 @@ class Transaction:
         _, self.kv_index, self.graves_index, self.count, self.tree_graves, self.digest, *_ = (
             part.meta(0)
         )
+        self.history_rows, self.history_bytes = part.history_rows, part.history_bytes
         if self.changes is not None and part.changes:
             self.changes += part.changes
 
@@ -132,6 +153,47 @@ class Transaction:
         """Delete a marked record, which ``get`` or ``scan`` gave as ``old``."""
         self.digest = (self.digest - _from_bytes(old[:MARK_BYTES], "big")) & DIGEST_MASK
         self.overlay[raw] = None
+
+    def changed(self, index: int, key: bytes, old: bytes | None, cause: int) -> None:
+        """Note that the entry ``index`` changes a key: for the history, the index, and who waits.
+
+        Whoever writes or removes a key's record says so here, or by ``record`` for one of many keys.
+
+        Args:
+            index: Of the entry.
+            key: The key.
+            old: Its record before the change; None: there was none.
+            cause: See ``records.Cause``.
+        """
+        if self.recording:
+            self.record(index, key, old, cause)
+        self.kv_index = index
+        if self.changes is not None:
+            self.changes.append((index, key, False))
+
+    def record(self, index: int, key: bytes, old: bytes | None, cause: int) -> None:
+        """Keep a key's former record as history, only while ``recording``.
+
+        What one entry does to a key is one change: the record before the first step counts, and the
+        last cause.
+        """
+        overlay = self.overlay
+        raw = change_key(index, key)
+        known = overlay.get(raw)
+        if known is not None:
+            overlay[raw] = encode_change(raw, cause, known[CHANGE_HEAD.size :])
+            return
+        overlay[raw] = row = encode_change(raw, cause, b"" if old is None else old)
+        overlay[revision_key(key, index)] = b""
+        self.history_rows += 1
+        self.history_bytes += history_bytes(raw, row)
+
+    def forget(self, raw: bytes, row: bytes, index: int, key: bytes) -> None:
+        """Drop one change; ``raw`` and ``row`` are its own, ``index`` and ``key`` what they hold."""
+        self.overlay[raw] = None
+        self.overlay[revision_key(key, index)] = None
+        self.history_rows -= 1
+        self.history_bytes -= history_bytes(raw, row)
 
     def bury(self, table: bytes, key: bytes, index: int) -> None:
         """Leave a tombstone, in the place of an older one (spec §2.3)."""
@@ -187,6 +249,10 @@ class Transaction:
             self.digest,
             self.session_index,
             self.sessions,
+            self.recording,
+            self.history_floor,
+            self.history_rows,
+            self.history_bytes,
         )
 
     def writes(self, meta: Meta) -> list[Write]:

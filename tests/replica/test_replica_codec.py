@@ -25,6 +25,7 @@ from kvnode.store.commands import (
     Result,
     SessionCreate,
     SessionDestroy,
+    TrimHistory,
     Trouble,
     Txn,
     TxnOp,
@@ -42,6 +43,8 @@ COMMANDS: list[Command] = [
     KvDelete(b"k", 7),
     KvDeleteTree(b""),
     ReapGraves(9),
+    TrimHistory(9),
+    TrimHistory(2**64 - 1, recording=False),
     KvLock(b"k", b"v", ID, 3, 12),
     KvUnlock(b"k", b"v", "any text", 3),
     SessionCreate(ID, "ç", "n", -5, 1, "15s", 15, ("serfHealth",), (("web", ""),)),
@@ -83,6 +86,7 @@ def test_numbers_on_disk_are_never_used_again() -> None:
         10: "Txn",
         20: "AutopilotSet",
         21: "EventFire",
+        25: "TrimHistory",
     }
     assert [verb.value for verb in Verb] == list(range(14))
 

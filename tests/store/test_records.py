@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.errors import CorruptLog
-from kvnode.store.commands import KvDelete, KvLock, KvSet, SessionCreate, SessionDestroy
+from kvnode.store.commands import (
+    KvDelete,
+    KvLock,
+    KvSet,
+    SessionCreate,
+    SessionDestroy,
+)
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.records import (
     DELETE,
@@ -41,7 +47,7 @@ def test_the_form_on_disk_is_what_it_was() -> None:
         [(1, KvSet(b"a", b"xy", 258)), (2, KvSet(b"b", b"")), (3, KvDelete(b"b"))]
     )
     rows = {key: value.hex() for key, value in engine.scan(b"", None)}
-    index_1, index_3, none = "0100000000000000", "0300000000000000", "0000000000000000"
+    index_1, index_2, index_3, none = (f"{number:02x}" + "00" * 7 for number in (1, 2, 3, 0))
     assert rows == {
         # Mark; version, index.
         b"gb": "c63f3c0c4a37bf4fb9964d9139d0303a" + "01" + index_3,
@@ -50,10 +56,21 @@ def test_the_form_on_disk_is_what_it_was() -> None:
         + ("0100" + index_1 + index_1 + none + "0201000000000000")
         + "7879",
         # Version, applied, last change, last grave, keys, graves of trees, digest; last change of a
-        # session, sessions.
-        b"m": ("02" + index_3 + index_3 + index_3 + index_1 + none)
+        # session, sessions; recording, floor, rows and bytes of the history.
+        b"m": ("03" + index_3 + index_3 + index_3 + index_1 + none)
         + "9f9764909aa2d43e585c3658dd8853d9"
-        + (none + none),
+        + (none + none)
+        + ("01" + none + index_3 + "8c00000000000000"),
+        # Version, cause, checksum; the record before.
+        b"c" + bytes(7) + b"\x01a": "0101" + "5ac63745",
+        b"c" + bytes(7) + b"\x02b": "0101" + "581be237",
+        b"c" + bytes(7) + b"\x03b": "0104"
+        + "c27bae64"
+        + "b55e7a71f3dbb010a4739bf25d916d3e"
+        + ("0100" + index_2 + index_2 + none + none),
+        b"r" + bytes(3) + b"\x01a" + bytes(7) + b"\x01": "",
+        b"r" + bytes(3) + b"\x01b" + bytes(7) + b"\x02": "",
+        b"r" + bytes(3) + b"\x01b" + bytes(7) + b"\x03": "",
         b"o" + bytes(7) + b"\x03gb": "",
     }
     assert int("c63f3c0c4a37bf4fb9964d9139d0303a", 16) + int(
@@ -73,7 +90,9 @@ def test_the_form_of_sessions_and_locks_on_disk_is_what_it_was() -> None:
             (5, SessionDestroy(two)),
         ]
     )
-    rows = {key: value.hex() for key, value in engine.scan(b"", None)}
+    rows = {
+        key: value.hex() for key, value in engine.scan(b"", None) if key[:1] not in (b"c", b"r")
+    }
     marks = {key: rows[key][:32] for key in (b"db", b"ka", b"kb", b"s" + one.encode())}
     assert marks == {
         b"db": "f6b256c2d4c211e401e9868b3251ac41",
@@ -99,7 +118,14 @@ def test_the_form_of_sessions_and_locks_on_disk_is_what_it_was() -> None:
 def test_a_meta_record_from_before_there_were_sessions_is_read() -> None:
     """Version 1 had neither their index nor their number."""
     new = encode_meta(Meta(9, 7, 5, 3, 2, 1))
-    assert decode_meta(b"\x01" + new[1:-16]) == Meta(9, 7, 5, 3, 2, 1)
+    assert decode_meta(b"\x01" + new[1:-41]) == Meta(9, 7, 5, 3, 2, 1, history_floor=9)
+
+
+def test_a_meta_record_from_before_there_was_a_history_is_read() -> None:
+    """Version 2: the history begins where the version was changed."""
+    new = encode_meta(Meta(9, 7, 5, 3, 2, 1, 8, 4))
+    upgraded = decode_meta(b"\x02" + new[1:-25])
+    assert upgraded == Meta(9, 7, 5, 3, 2, 1, 8, 4, recording=True, history_floor=9)
 
 
 @given(prefix=st.binary(max_size=4), key=st.binary(max_size=6))

@@ -193,7 +193,10 @@ def test_rows_that_do_not_belong_are_refused_although_the_checksum_is_right() ->
     _, rows = read_chunk(chunks[0])
     assert "unknown table" in refused([forged([*rows, (b"zfuture", b"")]), end])
     assert "out of order" in refused([forged([rows[1], rows[0], *rows[2:]]), end])
-    assert "mark" in refused([forged([(rows[0][0], rows[1][1]), *rows[1:]]), end])
+    at = next(number for number, (raw, _) in enumerate(rows) if raw.startswith(b"k"))
+    exchanged = [*rows[:at], (rows[at][0], rows[at + 1][1]), *rows[at + 1 :]]
+    assert "mark" in refused([forged(exchanged), end])
+    assert "checksum" in refused([forged([(rows[0][0], rows[1][1]), *rows[1:]]), end])
     assert "rows" in refused([forged(rows[1:]), end])
     assert "form" in refused([chunks[0], forged([], 2)])
     assert "meta" in refused([chunks[0], forged([(bytes(8), b"nonsense")], 2)])
@@ -206,8 +209,8 @@ def test_a_wrong_count_or_digest_is_refused() -> None:
     for at in range(1, len(record)):
         bad = bytearray(record)
         bad[at] ^= 1
-        if at < 25 or 57 <= at < 65:
-            continue  # indexes: nothing in the rows says what they must be
+        if at < 25 or 57 <= at < 65 or 73 <= at < 82:
+            continue  # indexes, and the switch: nothing in the rows says what they must be
         refused([chunks[0], forged([(total, bytes(bad))], 2)])
     refused([chunks[0], forged([(Struct("<Q").pack(99), record)], 2)])
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -34,6 +35,7 @@ from kvnode.store.commands import (
     ReapLockDelays,
     SessionCreate,
     SessionDestroy,
+    TrimHistory,
     Trouble,
     Txn,
     TxnOp,
@@ -42,6 +44,7 @@ from kvnode.store.commands import (
     Verb,
 )
 from kvnode.store.engine import Engine, EngineFactory
+from kvnode.store.history import Change, Position, Revisions
 from kvnode.store.memory import MemoryEngineFactory
 from kvnode.store.records import DELETE, RELEASE, KVPair, Session
 from kvnode.store.snapshot import load
@@ -58,8 +61,28 @@ class Model:
         self.sessions: dict[str, Session] = {}
         self.session_index = 0
         self.delays: dict[bytes, tuple[int, int]] = {}
+        self.recording, self.floor = True, 0
+        self.states: dict[int, dict[bytes, KVPair]] = {0: {}}
 
     def apply(self, index: int, command: Command | None) -> Value:
+        """Run one command, and remember what it led to."""
+        value = self.run(index, command)
+        self.states[index] = dict(self.pairs)
+        if not self.recording:
+            self.floor = index
+        return value
+
+    def changes(self, prefix: bytes) -> list[tuple[int, bytes, KVPair | None, KVPair | None]]:
+        """Every change above the floor: index, key, before, after."""
+        states = self.states
+        return [
+            (index, key, states[index - 1].get(key), states[index].get(key))
+            for index in range(self.floor + 1, len(states))
+            for key in sorted(states[index - 1].keys() | states[index].keys())
+            if states[index - 1].get(key) != states[index].get(key) and key.startswith(prefix)
+        ]
+
+    def run(self, index: int, command: Command | None) -> Value:
         match command:
             case KvSet(key, value, flags, cas):
                 return self.set(index, key, value, flags, cas)
@@ -96,6 +119,10 @@ class Model:
                 return len(over)
             case Txn(ops, _, as_of):
                 return self.txn(index, ops, as_of)
+            case TrimHistory(upto, recording):
+                self.floor = max(self.floor, min(upto, index) if self.recording else index)
+                self.recording = recording
+                return mock.ANY
         return True
 
     def put(self, wanted: KVPair) -> None:
@@ -341,6 +368,10 @@ class StoreMachine(RuleBasedStateMachine):
     def reap_delays(self, back: int) -> None:
         self.add(ReapLockDelays(max(0, self.next - back)))
 
+    @rule(back=st.integers(0, 12), recording=st.sampled_from([True, True, True, False]))
+    def trim(self, back: int, recording: bool) -> None:
+        self.add(TrimHistory(max(0, self.next - back), recording))
+
     @rule(
         drawn=st.lists(st.tuples(verbs, few_keys, values, st.sampled_from([0, 0, 0, 1]), ids)),
         back=st.sampled_from([1, 1, 5]),
@@ -412,7 +443,35 @@ class StoreMachine(RuleBasedStateMachine):
             assert store.session(who) == model.sessions.get(who)
             held = [key for key, pair in model.pairs.items() if pair.session == who]
             assert store.held(who) == sorted(held)
+        self.agrees_about_the_past()
         assert check(store) == []
+
+    def agrees_about_the_past(self) -> None:
+        store, model = self.store, self.model
+        assert store.history_floor() == model.floor
+        for prefix in (b"", b"a/"):
+            since = Position(model.floor, None)
+            found: list[Change] = []
+            while True:
+                part = store.changes(since, prefix, rows_max=2)
+                found += part.found
+                since = part.position
+                if part.complete:
+                    break
+            assert [(c.index, c.key, c.old, c.new) for c in found] == model.changes(prefix)
+            assert since == (store.applied_index, None)
+        for key in KEYS[:5]:
+            for index in range(model.floor, self.next):
+                assert store.as_of(key, index) == model.states[index].get(key)
+            expected = [(c[0], c[3]) for c in reversed(model.changes(b"")) if c[1] == key]
+            first = model.states[model.floor].get(key)
+            if first is not None:
+                expected.append((first.modify_index, first))
+            revisions = store.history(key, limit=100, bytes_max=1 << 20)
+            assert revisions.complete
+            assert [(r.index, r.pair) for r in revisions.found] == expected
+            few = store.history(key, limit=2, bytes_max=1 << 20)
+            assert few == Revisions(revisions.found[:2], len(expected) <= 2)
 
     def teardown(self) -> None:
         if hasattr(self, "engine"):

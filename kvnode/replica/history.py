@@ -1,0 +1,72 @@
+"""Keeps the window of history within its bounds: the leader's part.
+
+Every node records changes as it applies them; what is forgotten, and whether anything is recorded at
+all, is decided by whoever leads, by its own settings, and said through the log (``TrimHistory``). So all
+nodes hold the same window, and a feed that moves to another node finds what it needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvnode.raft.types import Role
+from kvnode.store.commands import Result, TrimHistory
+
+if TYPE_CHECKING:
+    from kvnode.errors import KvnodeError
+    from kvnode.replica.replica import Replica
+
+TRIM_AT_MOST = 1000
+"""Changes forgotten by one entry, so that applying it stays short."""
+
+SLACK_SHIFT = 4
+"""It may grow by a sixteenth above its bounds before it is cut: a few larger entries, not many small."""
+
+
+class HistoryKeeper:
+    """Looks at the window of one node's store; called about every tick."""
+
+    def __init__(self, replica: Replica) -> None:
+        """Nothing is on its way."""
+        self._replica = replica
+        self._proposed = False
+
+    def look(self) -> None:
+        """Propose to trim, if this node leads and it is time."""
+        replica = self._replica
+        if self._proposed or replica.raft.role is not Role.LEADER or replica.raft.is_transferring:
+            return
+        command = self._needed()
+        if command is not None:
+            self._proposed = True
+            replica.write(command, self._done)
+
+    def _done(self, result: Result | None, _error: KvnodeError | None) -> None:
+        self._proposed = False
+        if result is not None:
+            self.look()  # there may be more to forget; else the next look tries again
+
+    def _needed(self) -> TrimHistory | None:
+        replica = self._replica
+        meta, settings = replica.store.meta, replica.settings
+        rows_max, bytes_max = settings.history_entries_max, settings.history_bytes_max
+        if not rows_max or not bytes_max:
+            if not meta.recording:
+                return None
+            if meta.history_rows <= TRIM_AT_MOST:
+                return TrimHistory(0, recording=False)
+            return self._trim(meta.history_rows, meta.history_bytes)
+        if not meta.recording:
+            return TrimHistory(0, recording=True)
+        if replica.write_refusal:
+            # The volume is nearly full: what was deleted must give its space back.
+            rows_max = bytes_max = 0
+        if meta.history_rows <= rows_max + (
+            rows_max >> SLACK_SHIFT
+        ) and meta.history_bytes <= bytes_max + (bytes_max >> SLACK_SHIFT):
+            return None
+        return self._trim(meta.history_rows - rows_max, meta.history_bytes - bytes_max)
+
+    def _trim(self, rows: int, size: int) -> TrimHistory | None:
+        bound = self._replica.store.trim_bound(rows, size, TRIM_AT_MOST)
+        return TrimHistory(bound) if bound else None

@@ -1,0 +1,275 @@
+"""What changed: a bounded window of changes, by index and by key.
+
+Every change of a key leaves a row with the index, what did it, and the key's record *before* it: an undo
+log. What the key became is not stored again. It is the old record of the key's next change, or, after
+the last one, the key itself; so a value stands in the engine once, however often it is asked for. Rows
+can be forgotten from the old end at any time without anything left behind being torn.
+
+The window is replicated state: it grows in ``apply`` with the change itself (so it never shows what was
+not committed), it is part of every snapshot, and it shrinks by ``TrimHistory``, which the leader proposes
+by its settings. ``Meta.history_floor`` says where it begins: every change above it is there.
+
+Not in the digest. A node that was upgraded from a version without history begins its window later than
+the others until the next trim, and that is no divergence; and a second hash per write would cost more than
+the row itself. The old records keep their marks, which are checked wherever a snapshot is loaded.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import islice
+from typing import Final, NamedTuple
+
+from kvnode.errors import Compacted
+from kvnode.store.commands import Result, TrimHistory
+from kvnode.store.engine import Engine
+from kvnode.store.records import (
+    CHANGES,
+    KV,
+    KVPair,
+    Meta,
+    change_key,
+    change_stop,
+    decode_change,
+    decode_change_key,
+    decode_key,
+    decode_revision_key,
+    key_range,
+    revision_key,
+)
+from kvnode.store.tables import Transaction, history_bytes
+
+SCAN_BYTES_MAX: Final = 512 * 1024
+"""A look at the window ends once it has read so much; one large row can make it more."""
+
+_INDEX_MAX: Final = (1 << 64) - 1
+
+
+class Position(NamedTuple):
+    """A point between two changes, in their order: by index, and within one entry by key."""
+
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    key: bytes | None
+    """Changes of ``index`` up to this key lie before the point; None: all of that index do."""
+
+
+class Change(NamedTuple):
+    """What one entry did to one key."""
+
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    key: bytes
+    cause: int
+    """See ``records.Cause``; a newer version may know more of them."""
+    old: KVPair | None
+    """None: there was no such key."""
+    new: KVPair | None
+    """None: there is no such key any more. Never None together with ``old``."""
+
+
+class Changes(NamedTuple):
+    """Part of the window."""
+
+    found: tuple[Change, ...]
+    position: Position
+    """Where to go on; behind everything that is applied once ``complete``."""
+    complete: bool
+    """Whether the end of the window was reached."""
+
+
+class Revision(NamedTuple):
+    """What a key was from one index on."""
+
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    cause: int
+    """0: not known any more; the change itself is below the window."""
+    pair: KVPair | None
+    """None: deleted."""
+
+
+class Revisions(NamedTuple):
+    """The newest revisions of a key."""
+
+    found: tuple[Revision, ...]
+    """The newest first."""
+    complete: bool
+    """Whether these are all that the window knows."""
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def trim_history(tx: Transaction, index: int, command: TrimHistory) -> Result:
+    """Forget changes, oldest first, and switch recording; no index moves."""
+    upto = min(command.upto, index) if command.recording else index
+    forgotten = 0
+    if tx.history_rows and upto > tx.history_floor:
+        start = change_stop(tx.history_floor)  # what lies below is gone, and would only cost time
+        for raw, row in tx.scan(start, change_stop(upto)):
+            tx.forget(raw, row, *decode_change_key(raw))
+            forgotten += 1
+    if command.recording and not tx.recording:
+        upto = index  # nothing that was done meanwhile is known
+    tx.recording = command.recording
+    tx.history_floor = max(tx.history_floor, upto)
+    return Result(forgotten, index)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def floor(meta: Meta) -> int:
+    """Return the index above which every change is known; without recording the applied one."""
+    return meta.history_floor if meta.recording else meta.applied_index
+
+
+def check_known(meta: Meta, index: int) -> None:
+    """Refuse an index from which the window does not reach to the present.
+
+    Raises:
+        Compacted: The changes behind it are not kept any more, or it lies in the future.
+    """
+    lowest = floor(meta)
+    if not lowest <= index <= meta.applied_index:
+        raise Compacted(index, lowest, meta.applied_index)
+
+
+def changes(engine: Engine, meta: Meta, since: Position, prefix: bytes, rows_max: int) -> Changes:
+    """Return the changes under a prefix behind ``since``, in order.
+
+    At most ``rows_max`` rows of the window are read, under the prefix or not; so an answer can be empty
+    and not complete.
+
+    Raises:
+        Compacted: The window does not reach back to ``since``.
+        CorruptLog: A row is not readable.
+    """
+    # Within an entry the point is known if the entry itself is.
+    check_known(meta, since.index if since.key is None else since.index - 1)
+    start = change_stop(since.index)
+    if since.key is not None:
+        start = change_key(since.index, since.key) + b"\0"
+    rows: list[tuple[int, bytes, bytes, bytes]] = []
+    position = since
+    read = size = 0
+    complete = True
+    with closing(engine.scan(start, change_stop(meta.applied_index))) as found:
+        for raw, row in found:
+            if read >= rows_max or size >= SCAN_BYTES_MAX:
+                complete = False
+                break
+            read += 1
+            index, key = decode_change_key(raw)
+            position = Position(index, key)
+            if key.startswith(prefix):
+                size += len(row)
+                rows.append((index, key, raw, row))
+    if complete:
+        position = Position(meta.applied_index, None)
+    return Changes(_with_news(engine, rows), position, complete)
+
+
+def _with_news(engine: Engine, rows: list[tuple[int, bytes, bytes, bytes]]) -> tuple[Change, ...]:
+    """Find out what each key became: backwards, since the next change holds it."""
+    later: dict[bytes, KVPair | None] = {}
+    result: list[Change] = []
+    for index, key, raw, row in reversed(rows):
+        cause, record = decode_change(raw, row)
+        old = decode_key(KV + key, record) if record else None
+        new = later[key] if key in later else _became(engine, key, index)
+        later[key] = old
+        if old is not None or new is not None:
+            result.append(Change(index, key, cause, old, new))
+    result.reverse()
+    return tuple(result)
+
+
+def _became(engine: Engine, key: bytes, index: int) -> KVPair | None:
+    """Return what a key was after its change at ``index``."""
+    record = engine.get(KV + key)
+    pair = None if record is None else decode_key(KV + key, record)
+    if pair is not None and pair.modify_index == index:
+        return pair
+    start = revision_key(key, index + 1)
+    stop = revision_key(key, _INDEX_MAX)
+    with closing(engine.scan(start, stop)) as found:
+        following = next(found, None)
+    if following is None:
+        return pair
+    return _former(engine, key, decode_revision_key(following[0])[1])
+
+
+def _former(engine: Engine, key: bytes, index: int) -> KVPair | None:
+    """Return what a key was before its change at ``index``."""
+    record = _change(engine, key, index)[1]
+    return decode_key(KV + key, record) if record else None
+
+
+def _change(engine: Engine, key: bytes, index: int) -> tuple[int, bytes]:
+    raw = change_key(index, key)
+    row = engine.get(raw)
+    return decode_change(raw, row if row is not None else b"")
+
+
+def as_of(engine: Engine, meta: Meta, key: bytes, index: int) -> KVPair | None:
+    """Return a key as it was when ``index`` had been applied, or None when there was none.
+
+    Raises:
+        Compacted: The window does not reach back that far, or the index lies in the future.
+        CorruptLog: A row is not readable.
+    """
+    check_known(meta, index)
+    return _became(engine, key, index)
+
+
+def history(engine: Engine, meta: Meta, key: bytes, limit: int, bytes_max: int) -> Revisions:
+    """Return a key's newest revisions, at most ``limit``, and about ``bytes_max`` bytes of values.
+
+    The last one may be what the key was when the window began: then its cause is not known.
+    """
+    record = engine.get(KV + key)
+    pair = None if record is None else decode_key(KV + key, record)
+    found: list[Revision] = []
+    size = 0
+    for index in _indexes(engine, key, limit) if meta.recording else ():
+        if len(found) >= limit or (found and size > bytes_max):
+            return Revisions(tuple(found), False)
+        cause, old = _change(engine, key, index)
+        former = decode_key(KV + key, old) if old else None
+        if pair is not None or former is not None:
+            found.append(Revision(index, cause, pair))
+            size += len(pair.value) if pair is not None else 0
+        pair = former
+    if pair is not None:
+        if len(found) >= limit:
+            return Revisions(tuple(found), False)
+        found.append(Revision(pair.modify_index, 0, pair))
+    return Revisions(tuple(found), True)
+
+
+def _indexes(engine: Engine, key: bytes, limit: int) -> list[int]:
+    """Return at which indexes a key changed, the newest first, and one more than asked for."""
+    start, stop = revision_key(key, 0), revision_key(key, _INDEX_MAX)
+    with closing(engine.scan(start, stop, reverse=True)) as rows:
+        return [decode_revision_key(raw)[1] for raw, _ in islice(rows, limit + 1)]
+
+
+def trim_bound(engine: Engine, meta: Meta, rows: int, size: int, at_most: int) -> int:
+    """Return up to which index to trim so that ``rows`` changes and ``size`` bytes go; 0: nothing.
+
+    About ``at_most`` changes go at a time, so that applying it stays short; what one entry did goes as a
+    whole.
+    """
+    if (rows <= 0 and size <= 0) or not meta.history_rows:
+        return 0
+    start = change_stop(meta.history_floor)
+    bound = count = 0
+    with closing(engine.scan(start, key_range(CHANGES, b"")[1])) as found:
+        for raw, row in found:
+            index = decode_change_key(raw)[0]
+            if index != bound and ((rows <= 0 and size <= 0) or count >= at_most):
+                break
+            bound = index
+            count += 1
+            rows -= 1
+            size -= history_bytes(raw, row)
+    return bound
