@@ -31,6 +31,7 @@ from kvnode.agent_files import file_bounds, raise_file_limit
 from kvnode.agent_healing import heal
 from kvnode.agent_metrics import DiskCollector, TransportCollector
 from kvnode.agent_settings import (
+    api_server,
     discovery,
     http_address,
     http_settings,
@@ -55,7 +56,6 @@ from kvnode.errors import (
     DiskFailed,
     DiskFull,
     ForeignDirectory,
-    KvnodeError,
     MustStop,
     Removed,
 )
@@ -75,8 +75,6 @@ _HAS_SET_ASIDE = (
     "data of an earlier incarnation were set aside here: this node only joins. To found a new cluster, "
     "move them out of the directory"
 )
-_LEAVE_S = 5.0
-"""How long ``agent/leave`` tries to be removed before it stops anyway."""
 
 
 def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
@@ -138,6 +136,8 @@ class Agent:
         self._stop = asyncio.Event()
         self._replica: Replica | None = None
         self._data_dir: DataDir | None = None
+        self._leaving = False
+        """Told to leave the cluster for good."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -191,6 +191,9 @@ class Agent:
             parts.push_async_callback(transport.close)
 
             parts.push_async_callback(self._discovery.close)
+            api = api_server(config)
+            if api is not None:
+                parts.push_async_callback(api.close)
             replica = Replica(
                 settings=replace(replica_settings(config), expect=expect),
                 identity=data_dir.identity_store(worker),
@@ -205,6 +208,7 @@ class Agent:
                 scheduler=loop,
                 rng=random.Random(),
                 discover=self._discovery.discover,
+                scale=api.ask_scale if api is not None else None,
                 on_fatal=self._fatal,
                 trace=_trace,
             )
@@ -293,13 +297,16 @@ class Agent:
     async def _hand_over(self, replica: Replica) -> None:
         """Let the replica hand leadership over and finish what is in flight, within a bound."""
         _LOG.info("node_stopping", role=replica.status().role.value)
-        stopped = asyncio.Event()
-        replica.stop(stopped.set)
+        config, stopped = self._config, asyncio.Event()
+        replica.stop(stopped.set, leave=self._leaving)
+        limit = config.shutdown_s
+        if config.kubernetes_statefulset or self._leaving:
+            limit += config.removal_timeout_s
         try:
-            async with asyncio.timeout(self._config.shutdown_s):
+            async with asyncio.timeout(limit):
                 await stopped.wait()
         except TimeoutError:
-            _LOG.warning("hand_over_timed_out", after_s=self._config.shutdown_s)
+            _LOG.warning("hand_over_timed_out", after_s=limit)
 
     # -- what the parts ask for ---------------------------------------------------------------------
 
@@ -325,23 +332,8 @@ class Agent:
 
     async def _leave(self) -> None:
         """Leave the cluster for good, then stop; a cluster of one just stops."""
-        replica = self._replica
-        assert replica is not None, "routes are served after the replica was made"
-        removed = asyncio.Event()
-
-        def done(_value: object, error: KvnodeError | None) -> None:
-            if error is not None:
-                _LOG.warning("leave_refused", error=str(error))
-            removed.set()
-
-        async def leave() -> None:
-            replica.remove_member(replica.status().node_id, done)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LEAVE_S):
-                    await removed.wait()
-            self._stop.set()
-
-        self._spawn(leave(), "leave")
+        self._leaving = True
+        self._stop.set()
 
     # -- the process --------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from kvnode.discovery import Discovery, DnsSettings
 from kvnode.discovery.names import NameResolver
 from kvnode.disk.rocks_engine import RocksSettings
 from kvnode.http.context import HttpSettings
+from kvnode.kubernetes import ApiServer, ApiSettings, default_api
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.transport.resolve import Resolve, ThreadResolver
 
@@ -62,6 +63,23 @@ def replica_settings(config: Config) -> ReplicaSettings:
         # While it is rewritten, the engine holds old and new tables at a time.
         history_bytes_max=min(config.history_bytes_max, volume_bytes(config.data_dir) // 16),
         discovery_interval_s=config.discovery_interval_s,
+        removal_timeout_s=config.removal_timeout_s,
+        scaled_away_grace_s=config.scaled_away_grace_s,
+    )
+
+
+def api_server(config: Config) -> ApiServer | None:
+    """Kubernetes' API server, where there is one to be asked."""
+    if not config.kubernetes_statefulset:
+        return None
+    return ApiServer(
+        ApiSettings(
+            url=config.kubernetes_api or default_api(os.environ),
+            statefulset=config.kubernetes_statefulset,
+            namespace=config.kubernetes_namespace,
+            pod=config.node_name,
+            credentials=config.kubernetes_credentials,
+        )
     )
 
 

@@ -15,6 +15,7 @@
     │   └── PeerUnreachable         the connection to a peer failed
     ├── SettingError                a flag, variable or file member cannot be used
     ├── MembershipRefused           a guard refused the change; nothing was appended
+    ├── ApiServerFailed             Kubernetes' API server did not say what was asked; never "nothing"
     ├── ProtocolError
     │   ├── LocalProtocolError      our bug
     │   └── RemoteProtocolError     a bad peer; costs it the connection
@@ -136,6 +137,10 @@ class SettingError(KvnodeError):
 
 class MembershipRefused(KvnodeError):
     """A guard refused a membership change (RC-43, RC-45). Nothing was appended."""
+
+
+class ApiServerFailed(KvnodeError):
+    """Kubernetes' API server could not be asked, or did not say. The text ends in what to do about it."""
 
 
 class ProtocolError(KvnodeError):

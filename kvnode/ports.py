@@ -9,6 +9,7 @@ arrive in a later turn of the loop.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -44,6 +45,40 @@ class Scheduler(Protocol):
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call after ``delay`` seconds."""
         ...
+
+
+class Scale(NamedTuple):
+    """How large a StatefulSet is to be. Its pods are called ``name-ordinal``."""
+
+    name: str
+    replicas: int
+    """``spec.replicas``."""
+    first_ordinal: int
+    """``spec.ordinals.start``."""
+
+    def ordinal(self, node_name: str) -> int | None:
+        """Return the ordinal of one of its pods; None for any other name."""
+        stem, _, digits = node_name.rpartition("-")
+        if stem != self.name or not re.fullmatch("0|[1-9][0-9]{0,8}", digits):
+            return None
+        return int(digits)
+
+    def is_surplus(self, node_name: str) -> bool:
+        """Whether a pod of this name is one too many.
+
+        Never with 0 replicas: who stops everything wants to start it again. Never below the first
+        ordinal: such pods may be another cluster's part of the same Raft group.
+        """
+        ordinal = self.ordinal(node_name)
+        return (
+            self.replicas > 0
+            and ordinal is not None
+            and ordinal >= self.first_ordinal + self.replicas
+        )
+
+
+ScaleSource = Callable[[Done[Scale]], None]
+"""Asks anew how large this node's StatefulSet is to be; answers within seconds, ``ApiServerFailed`` else."""
 
 
 class LogBase(NamedTuple):

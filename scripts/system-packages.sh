@@ -5,7 +5,7 @@
 set -u
 
 # command:package
-wanted="dnsmasq:dnsmasq-base wrk:wrk strace:strace ip:iproute2 etcd:etcd-server mkfs.ext4:e2fsprogs curl:curl faketime:faketime podman:podman runc:runc mmdebstrap:mmdebstrap postgres:postgresql setpriv:util-linux node:nodejs"
+wanted="dnsmasq:dnsmasq-base wrk:wrk strace:strace ip:iproute2 etcd:etcd-server mkfs.ext4:e2fsprogs curl:curl faketime:faketime podman:podman openssl:openssl runc:runc mmdebstrap:mmdebstrap postgres:postgresql setpriv:util-linux node:nodejs"
 
 # Debian keeps PostgreSQL's programs off the path, one folder per version.
 postgres=$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')

@@ -84,6 +84,7 @@ def _setting(
 _NODE = "Node"
 _NETWORK = "Network"
 _CLUSTER = "Cluster"
+_KUBERNETES = "Kubernetes"
 _LOGS = "Logs"
 _LIMITS = "Limits"
 _TIMING = "Timing"
@@ -221,6 +222,50 @@ class Config:
         (),
         "DNS servers to ask, host or host:port; repeatable. None: those of /etc/resolv.conf.",
         section=_CLUSTER,
+    )
+
+    # -- kubernetes -----------------------------------------------------------------------------
+    kubernetes_statefulset: str = _setting(
+        "",
+        "Name of the StatefulSet that this node is a pod of. Members that it is scaled down by are then "
+        "removed from the cluster. Needs a service account with a Role that may get this one object. "
+        "Empty: the API server is not asked for anything.",
+        section=_KUBERNETES,
+    )
+    kubernetes_namespace: str = _setting(
+        "",
+        "Its namespace. Empty: the service account's.",
+        section=_KUBERNETES,
+    )
+    kubernetes_api: str = _setting(
+        "",
+        "Address of the API server, https://host:port; http:// for a proxy beside the node, which gets no "
+        "token. Empty: what Kubernetes tells every pod (KUBERNETES_SERVICE_HOST and _PORT).",
+        section=_KUBERNETES,
+    )
+    kubernetes_credentials: str = _setting(
+        "/var/run/secrets/kubernetes.io/serviceaccount",
+        "Folder of the service account, with the files token, ca.crt and namespace; read again for each "
+        "call.",
+        section=_KUBERNETES,
+    )
+    removal_timeout_s: float = _setting(
+        30.0,
+        "How long a stopping node that was scaled away, or told to leave, waits until it is removed, "
+        "besides --shutdown-s. Keep the sum below the pod's grace period.",
+        section=_KUBERNETES,
+        unit="s",
+        lo=0,
+        hi=3600,
+    )
+    scaled_away_grace_s: float = _setting(
+        15.0,
+        "How long a member that was scaled away must have been silent before the leader removes it; for "
+        "pods that died before they could ask for it.",
+        section=_KUBERNETES,
+        unit="s",
+        lo=1,
+        hi=86_400,
     )
 
     # -- logs -----------------------------------------------------------------------------------

@@ -199,6 +199,19 @@ class RawNode:
         progress = self._core.progress.get(node)
         return self._core.tick_count - progress.heard_tick if progress else 0
 
+    def heard_since(self, tick: int) -> frozenset[NodeId]:
+        """Leader: members heard in a tick after ``tick`` (of ``ticks``), itself included; else empty."""
+        core = self._core
+        if core.role is not Role.LEADER:
+            return frozenset()
+        heard = {node for node, progress in core.progress.items() if progress.heard_tick > tick}
+        return frozenset(heard | {core.id})
+
+    @property
+    def ticks(self) -> int:
+        """Ticks since the start."""
+        return self._core.tick_count
+
     def progress_state(self, node: NodeId) -> str:
         """Leader: how entries are sent to a member: probe, replicate, snapshot; else empty."""
         progress = self._core.progress.get(node)

@@ -16,6 +16,8 @@ Rooms:
   hop to the leader. ``service``: what peers may ask.
 - ``formation``: how an empty node bootstraps or joins. ``stewardship``: the leader admits, promotes,
   replaces and removes.
+- ``scaling``: members that the StatefulSet does not want any more. ``departure``: how a node stops, and is
+  removed before when it will not come back.
 - ``snapshots``, ``recovery``, ``upkeep``, ``history``: streams, the start, compaction, reaping and trimming.
 - ``comparison``: do all members hold the same data? ``administration``: what operators ask.
 - ``listener``: what the transport tells. ``peers``: whom to stay connected with.
@@ -35,6 +37,9 @@ Invariants:
 - While a snapshot is loaded nothing is applied (RC-38).
 - A session is never ended before its TTL, and what one leader's clock says is not carried on to another
   (RC-61). A lock-delay may be lengthened, and is never shortened (RC-62).
+
+- A member is removed for being scaled away only on a fresh, certain answer of the API server, when it asks
+  for it or was silent for a grace, and while a majority of the others answers (``scaling``, ``departure``).
 
 Left out on purpose: tasks and futures (completions are plain call-backs in the turn that decided
 them), read leases, and removal of members on silence alone.

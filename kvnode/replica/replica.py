@@ -26,6 +26,7 @@ from kvnode.ports import (
     Journal,
     LogBase,
     Recovered,
+    ScaleSource,
     Scheduler,
     SnapshotStore,
     Transport,
@@ -50,6 +51,7 @@ from kvnode.replica.addresses import AddressBook
 from kvnode.replica.administration import Administration
 from kvnode.replica.codec import decode
 from kvnode.replica.comparison import Comparison
+from kvnode.replica.departure import Departure
 from kvnode.replica.facade import Consistency, PodStatus, ReadView, Status
 from kvnode.replica.formation import Formation
 from kvnode.replica.forwarding import Forwarder
@@ -58,6 +60,7 @@ from kvnode.replica.listener import Listener
 from kvnode.replica.peers import PeerFinder
 from kvnode.replica.recovery import recover
 from kvnode.replica.requests import Desk, ReadRequest
+from kvnode.replica.scaling import Scaling
 from kvnode.replica.sessions import Sessions
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.replica.snapshots import SnapshotReceiver, SnapshotSender
@@ -93,6 +96,7 @@ class Replica:
         scheduler: Scheduler,
         rng: random.Random,
         discover: Callable[[Done[list[str]]], None],
+        scale: ScaleSource | None = None,
         on_fatal: Callable[[MustStop], None],
         trace: Callable[[str, dict[str, Any]], None],
     ) -> None:
@@ -133,6 +137,8 @@ class Replica:
         self.steward = Steward(self)
         self.upkeep = Upkeep(self)
         self.comparison = Comparison(self)
+        self.scaling = Scaling(self, scale)
+        self.departure = Departure(self)
         self.sender = SnapshotSender(self)
         self.receiver = SnapshotReceiver(self)
         self.receiver.loading = recovery.pending_snapshot
@@ -154,7 +160,7 @@ class Replica:
         self._ticked_at = scheduler.time()
         self._known: tuple[Role, Term, NodeId | None] = (Role.FOLLOWER, Term(0), None)
         transport.handler = Listener(self)
-        transport.is_removed = self._is_removed
+        transport.is_removed = self.is_removed
 
     def _make_raft(
         self, hard_state: HardState, base: LogBase, entries: Sequence[Entry], applied: Index
@@ -194,33 +200,14 @@ class Replica:
         self.scheduler.call_later(self.settings.tick_s, self._tick)
         self.wake()
 
-    def stop(self, done: Callable[[], None]) -> None:
-        """Hand leadership over, finish what is open, then stop (RC-57).
+    def stop(self, done: Callable[[], None], *, leave: bool = False) -> None:
+        """Stop in good order; see ``departure``.
 
-        New requests are taken until leadership is handed over, so that they can still be forwarded;
-        then they are refused. What is open after ``stop_wait_s`` is answered as it stands.
+        Args:
+            done: Called once, when the node has stopped.
+            leave: Be removed from the cluster first.
         """
-        self.state, self.reason = "stopping", "this node is shutting down"
-        deadline = self.scheduler.time() + self.settings.stop_wait_s
-        self._stop_soon(deadline, done)
-
-    def _stop_soon(self, deadline: float, done: Callable[[], None]) -> None:
-        if self.is_leader and not self.raft.is_transferring:
-            self.admin.transfer_here(None, lambda _value, _error: None)
-        handed_over = not self.is_leader and self.raft.leader_id is not None
-        # Nobody to hand over to: a cluster of one, or one that stops as a whole.
-        alone = not self.cluster_id or not any(self.transport.connected().values())
-        self.intake.closing = handed_over or alone
-        idle = not self.desk.count and not self.sessions.open_renewals
-        finished = self.stopped or (self.intake.closing and idle)
-        if not finished and self.scheduler.time() < deadline:
-            self.scheduler.call_later(self.settings.tick_s, self._stop_soon, deadline, done)
-            return
-        self.stopped = True
-        self.desk.fail_all()
-        self.sessions.fail_all()
-        self.admin.fail_all()
-        done()
+        self.departure.begin(done, leave=leave)
 
     def fail(self, error: MustStop) -> None:
         """This node cannot go on safely: say nothing more, and tell the agent (RC-8, RC-75)."""
@@ -296,7 +283,8 @@ class Replica:
         self.peers.refresh()
         self.wake()
 
-    def _is_removed(self, node_id: NodeId) -> bool:
+    def is_removed(self, node_id: NodeId) -> bool:
+        """Whether a committed membership says that an incarnation may never come back (RC-47)."""
         # Only a committed removal counts: a node that hears of it sets its data aside for good, and an
         # uncommitted one may still be rolled back with the log (RC-42, RC-47).
         log = self.raft.log
@@ -327,6 +315,7 @@ class Replica:
         if self._ticks % (4 * SWEEP_TICKS) == 0 and self.cluster_id:
             self._guarded(self.upkeep.run, now)
             self._guarded(self.comparison.run, now)
+            self.scaling.run(now)
         self.wake()
 
     def _watch_loop(self, now: float) -> None:
@@ -562,6 +551,9 @@ class Replica:
     def removed(self) -> None:
         """The cluster removed this incarnation: store that, then stop for good (RC-47)."""
         if self.stopped or self.state == "removed":
+            return
+        if self.departure.is_under_way:
+            self.departure.leave()
             return
         served = bool(self.catch_up_index)
         self.state, self.reason = "removed", "the cluster removed this node"

@@ -64,3 +64,12 @@ class ReplicaSettings:
     """A leader whose oldest save has waited for this long hands over."""
     stop_wait_s: float = 3.0
     """How long a stopping leader waits for its successor."""
+
+    removal_timeout_s: float = 30.0
+    """How long a stopping node that was scaled away waits until it is removed."""
+    scaled_away_grace_s: float = 15.0
+    """A member that was scaled away is removed by the leader once it was silent for so long."""
+    scale_interval_s: float = 5.0
+    """Between two questions about the StatefulSet's size while a member is silent."""
+    scale_check_s: float = 60.0
+    """The same while nobody is: only so that missing rights are known before they are needed."""

@@ -63,7 +63,12 @@ def describe(replica: Replica) -> Status:
     """Collect a ``Status``."""
     raft, log = replica.raft, replica.raft.log
     leader = raft.membership.member(raft.leader_id) if raft.leader_id is not None else None
-    reason = replica.reason or replica.comparison.alarm or replica.write_refusal
+    reason = (
+        replica.reason
+        or replica.comparison.alarm
+        or replica.write_refusal
+        or replica.scaling.problem
+    )
     if not replica.cluster_id and not reason:
         reason = replica.formation.reason
     return Status(

@@ -1,8 +1,8 @@
 """The leader's care for the membership: admit, promote, replace, remove (design §5, RC-42 to RC-49).
 
 Everything goes through the log, one change at a time, under the core's guards. Nothing here acts on
-discovery or on silence alone: a member leaves because an operator says so, or because a new
-incarnation of the same name has caught up in its place.
+discovery or on silence alone: a member leaves because an operator says so, because a new incarnation
+of the same name has caught up in its place, or because its StatefulSet has no place for it (``scaling``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kvnode.errors import KvnodeError, MembershipRefused, NotLeader
+from kvnode.raft.quorum import has_majority
 from kvnode.raft.types import Member, Membership, NodeId, Role
 
 if TYPE_CHECKING:
@@ -91,14 +92,14 @@ class Steward:
         try:
             position = replica.raft.propose_membership(membership)
         except (MembershipRefused, NotLeader) as error:
-            self._note_refusal(what, node_id, str(error))
+            self.note_refusal(what, node_id, str(error))
             return False
         self._refusals.clear()
         replica.trace(what, {"term": position.term, "index": position.index, "member": node_id})
         replica.wake()
         return True
 
-    def _note_refusal(self, what: str, node_id: NodeId, reason: str) -> None:
+    def note_refusal(self, what: str, node_id: NodeId, reason: str) -> None:
         """Say once why a change must wait; it is tried again several times a second."""
         if self._refusals.get(node_id) != reason:
             self._refusals[node_id] = reason
@@ -132,14 +133,39 @@ class Steward:
         self._change(wanted.with_learner(member), "learner_added", member.node_id, done)
 
     def remove(self, node_id: NodeId, done: Answer) -> None:
-        """Remove a member; answers when that is committed."""
+        """Remove a member; answers when that is committed, at once for one that was removed before."""
         raft = self._replica.raft
         if raft.role is not Role.LEADER:
             done(None, NotLeader(raft.leader_id))
+        elif self._replica.is_removed(node_id):
+            done(raft.id, None)
         elif raft.membership.member(node_id) is None:
             done(None, MembershipRefused(f'id "{node_id}" was not found in the Raft configuration'))
         else:
-            self._change(raft.membership.without(node_id), "member_removed", node_id, done)
+            self._when_spared(node_id, raft.ticks, done)
+
+    def _when_spared(self, node_id: NodeId, asked_at: int, done: Answer) -> None:
+        """Remove a member once a majority of who is left has answered after it was asked for.
+
+        The core's guard believes whoever was heard within an election time-out. When several nodes go at
+        once, one that has just died could so be counted upon, and the change never be committed.
+        """
+        replica = self._replica
+        raft = replica.raft
+        if raft.role is not Role.LEADER or replica.stopped:
+            done(None, NotLeader(raft.leader_id))
+            return
+        left = raft.membership.without(node_id)
+        unchanged = left.voters == raft.membership.voters
+        # Nobody left is for the core to refuse.
+        if unchanged or not left.voters or has_majority(left.voters, raft.heard_since(asked_at)):
+            self._change(left, "member_removed", node_id, done)
+        elif raft.ticks - asked_at > replica.settings.election_ticks:
+            text = "the voters that would be left do not answer: without it they are no majority"
+            done(None, MembershipRefused(text))
+        else:
+            pause = replica.settings.tick_s
+            replica.scheduler.call_later(pause, self._when_spared, node_id, asked_at, done)
 
     def _change(self, membership: Membership, what: str, node_id: NodeId, done: Answer) -> None:
         replica = self._replica

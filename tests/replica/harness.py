@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvnode.errors import InvariantBroken, KvnodeError, MustStop
-from kvnode.ports import Done, Hello, IdentityRecord, LogBase, Recovered
+from kvnode.ports import Done, Hello, IdentityRecord, LogBase, Recovered, ScaleSource
 from kvnode.raft.types import (
     ZERO,
     Entry,
@@ -240,6 +240,7 @@ class Machine:
         self.address = f"{name}:1"
         self.settings = cluster.settings
         self.seeds: list[str] | None = None
+        self.scale: ScaleSource | None = None
         self.incarnations = 0
         self.dies_in = 0
         """The process dies when so many more writes are durable, before it hears of the last."""
@@ -302,6 +303,7 @@ class Machine:
             scheduler=clock,
             rng=random.Random(self.name),
             discover=self._discover,
+            scale=self.scale,
             on_fatal=self._on_fatal,
             trace=lambda event, fields: self.traces.append((event, fields)),
         )

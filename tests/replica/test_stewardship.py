@@ -235,3 +235,17 @@ def test_a_removal_that_its_leader_did_not_see_committed_is_no_success() -> None
     assert answers.effect in ("unknown", "no")
     assert Index(0) < leader.replica.raft.log.last_index
     assert Term(0) < leader.replica.raft.term
+
+
+def test_a_voter_that_died_a_moment_ago_is_not_counted_upon() -> None:
+    """The core still believes in it for an election time-out; the removal could never be committed."""
+    cluster, leader = start()
+    cluster.machines[1].kill()
+    answers = Answers()
+    leader.replica.remove_member(NodeId("n2"), answers)
+    cluster.until(lambda: answers.calls)
+    assert isinstance(answers.error, MembershipRefused)
+    assert ids(leader)[0] == ["n0", "n1", "n2"]
+    assert leader.write(b"k").calls == 0
+    cluster.run(1.0)
+    assert leader.replica.is_leader
