@@ -21,7 +21,9 @@ from kvnode.store.commands import (
     TxnOp,
     TxnOutcome,
     check_command,
+    is_session_id,
 )
+from kvnode.store.own_commands import Once, Refused
 from kvnode.store.records import KVPair
 
 _pack = msgpack.Packer(use_bin_type=True).pack
@@ -29,6 +31,11 @@ _pack = msgpack.Packer(use_bin_type=True).pack
 
 def encode(command: Command) -> bytes:
     """Return the entry data of a command."""
+    if type(command) is Once:
+        *fields, inner = command
+        command_fields = (*fields, (NUMBERS[type(inner)], *inner))
+        once: bytes = _pack((NUMBERS[Once], *command_fields))
+        return once
     data: bytes = _pack((NUMBERS[type(command)], *command))
     return data
 
@@ -39,7 +46,11 @@ def decode(data: bytes) -> Command:
     Raises:
         InvariantBroken: An unknown command: written by a newer version, or not by kvnode at all.
     """
-    number, *fields = msgpack.unpackb(data, use_list=False)
+    return _build(msgpack.unpackb(data, use_list=False))
+
+
+def _build(parts: tuple[Any, ...]) -> Command:
+    number, *fields = parts
     kind = KINDS.get(number)
     if kind is None:
         raise InvariantBroken(
@@ -48,6 +59,11 @@ def decode(data: bytes) -> Command:
     if kind is Txn:
         ops, *fields = fields
         return Txn(tuple([TxnOp(*op) for op in ops]), *fields)
+    if kind is Once:
+        *others, inner = fields
+        if not isinstance(inner, tuple) or inner[:1] == (NUMBERS[Once],):
+            raise InvariantBroken("the log holds a command to be done once that is none")
+        return Once(*others, _build(inner))  # type: ignore[call-arg]  # of unknown number
     return kind(*fields)
 
 
@@ -79,6 +95,8 @@ def encode_result(result: Result) -> tuple[Any, int, int]:
     value, index, modify_index = result
     if isinstance(value, TxnOutcome):
         return _pack(value), index, modify_index
+    if isinstance(value, Refused):
+        return tuple(value), index, modify_index
     return value, index, modify_index
 
 
@@ -91,11 +109,17 @@ def decode_result(value: Any) -> Result:
     if isinstance(value, (list, tuple)) and len(value) == 3:
         answer, index, modify_index = value
         if type(index) is int and type(modify_index) is int:
-            if answer is None or isinstance(answer, int):
+            if answer is None or isinstance(answer, int) or is_session_id(answer):
                 return Result(answer, index, modify_index)
+            if _is_refusal(answer):
+                return Result(Refused(*answer), index, modify_index)
             if type(answer) is bytes:
                 return Result(_decode_outcome(answer), index, modify_index)
     raise RemoteProtocolError("a forwarded answer is no result")
+
+
+def _is_refusal(answer: Any) -> bool:
+    return isinstance(answer, (list, tuple)) and tuple(map(type, answer)) == (int, int, bytes)
 
 
 def _decode_outcome(data: bytes) -> TxnOutcome:

@@ -26,6 +26,9 @@ Invariants
     - A key is locked by a session that exists, and is let go in the very entry that ends it. A lock that
       stands in the log behind the end of a session, and was proposed without knowing of it, is refused
       while there is a lock-delay (RC-62).
+    - A key that expires is deleted only by a command that names the index at which its time began: never
+      after it was written anew.
+    - A write with an idempotency key is executed once, and its result told to every later one (RC-58).
     - A transaction is one entry and one index; if any operation fails, nothing of it remains (RC-66).
     - Every change above ``history_floor`` is kept, at most one per key and entry: a reader that goes on
       from its last one misses none and sees none twice. What is trimmed is trimmed by an entry.
@@ -38,7 +41,7 @@ proposes, or at the word of a command that it has judged),
 locking in the sense of threads (one task owns the store), waiting (``on_change`` tells who waits),
 syncs (the replica decides when to flush), JSON and URLs.
 
-Where to read on: ``kv``, ``locks`` and ``txn`` say what each command does, ``history`` what is kept of it,
-``tables`` how a batch sees itself, ``records`` what is stored, ``reads``, ``snapshot``, ``checks``;
-``DESIGN.md`` has the reasons and the measurements.
+Where to read on: ``kv``, ``locks``, ``txn``, ``own`` and ``once`` say what each command does, ``history``
+what is kept of it, ``tables`` how a batch sees itself, ``records`` what is stored, ``reads``, ``snapshot``,
+``checks``; ``DESIGN.md`` has the reasons and the measurements.
 """

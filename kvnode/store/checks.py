@@ -7,6 +7,7 @@ from contextlib import closing
 from kvnode.errors import CorruptLog
 from kvnode.store.control import Event, decode_autopilot, decode_event
 from kvnode.store.control_commands import EVENTS_KEPT
+from kvnode.store.once import decode_count, decode_kept
 from kvnode.store.records import (
     CHANGES,
     DELAY_ORDER,
@@ -16,16 +17,21 @@ from kvnode.store.records import (
     GRAVE_ORDER,
     GRAVES,
     HELD,
+    KEY_TTL,
     KV,
     MARK_BYTES,
     MARKED,
     META_KEY,
+    ONCE,
+    ONCE_COUNT,
+    ONCE_ORDER,
     PARAMETERS,
     REVISIONS,
     SESSION_ID_CHARACTERS,
     SESSIONS,
     TABLES,
     TREE_GRAVES,
+    TTLS,
     Meta,
     decode_change,
     decode_change_key,
@@ -36,6 +42,7 @@ from kvnode.store.records import (
     decode_revision_key,
     decode_session,
     mark_of,
+    ttl_of,
 )
 from kvnode.store.store import Store, read_meta
 from kvnode.store.tables import history_bytes
@@ -81,6 +88,11 @@ class _Audit:
         self._changes: set[tuple[bytes, int]] = set()
         self._revisions: set[tuple[bytes, int]] = set()
         self._change_bytes = 0
+        self._timed: dict[bytes, bytes] = {}
+        self._ttls: dict[bytes, bytes] = {}
+        self._once: dict[bytes, int] = {}
+        self._once_order: dict[bytes, int] = {}
+        self._once_count = (0, 0)
 
     def row(self, raw: bytes, record: bytes) -> None:
         if raw <= self._last:
@@ -117,6 +129,15 @@ class _Audit:
             self._change(raw, record)
         elif table == REVISIONS:
             self._revisions.add(decode_revision_key(raw))
+        elif table == TTLS:
+            self._ttls[raw[1:]] = record
+        elif table == ONCE:
+            self._once[raw] = decode_kept(raw, record).index
+        elif table == ONCE_COUNT:
+            self._once_count = decode_count(record)
+        elif table == ONCE_ORDER:
+            index, ordered = decode_order_key(raw)
+            self._once_order[ordered] = index
         else:
             index, ordered = decode_order_key(raw)
             (self._order if table == GRAVE_ORDER else self._delay_order)[ordered] = index
@@ -129,6 +150,11 @@ class _Audit:
                 f"{pair.modify_index}, and the table at {self.meta.kv_index}"
             )
 
+        ttl = ttl_of(record)
+        if ttl is not None:
+            self._timed[pair.key] = KEY_TTL.pack(*ttl)
+            if not pair.create_index <= ttl[0] <= self.meta.applied_index or not ttl[1]:
+                self.problems.append(f"key {pair.key!r} expires {ttl[1]} ns after {ttl[0]}")
         if pair.session:
             self._locked.add((pair.session, pair.key))
 
@@ -196,6 +222,15 @@ class _Audit:
         if self._change_bytes != meta.history_bytes:
             self.problems.append(
                 f"the history takes {self._change_bytes} bytes, not {meta.history_bytes}"
+            )
+        if self._ttls != self._timed:
+            self.problems.append("the list of keys that expire does not agree with the keys")
+        if self._once_order != self._once:
+            self.problems.append("the idempotency keys' order does not agree with them")
+        count, floor = self._once_count
+        if count != len(self._once) or min(self._once.values(), default=floor) < floor:
+            self.problems.append(
+                f"{len(self._once)} idempotency keys where {count} should be, none below {floor}"
             )
         if self._held != self._locked:
             self.problems.append("what sessions hold does not agree with the keys' locks")

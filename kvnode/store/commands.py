@@ -19,6 +19,18 @@ from kvnode.store.control_commands import (
     is_sound_autopilot,
     is_sound_event,
 )
+from kvnode.store.own_commands import (
+    OWN_KINDS,
+    KvAdd,
+    KvCopy,
+    KvExpire,
+    KvPut,
+    Mode,
+    Once,
+    ReapOnce,
+    Refused,
+    is_sound,
+)
 from kvnode.store.records import DELETE, RELEASE, SESSION_ID_CHARACTERS, KVPair
 
 
@@ -250,6 +262,12 @@ Command = (
     | AutopilotSet
     | EventFire
     | TrimHistory
+    | KvPut
+    | KvAdd
+    | KvExpire
+    | KvCopy
+    | Once
+    | ReapOnce
 )
 
 KINDS: dict[int, type[Command]] = {
@@ -266,13 +284,14 @@ KINDS: dict[int, type[Command]] = {
     20: AutopilotSet,
     21: EventFire,
     25: TrimHistory,
+    **OWN_KINDS,
 }
 """Number on disk -> command."""
 
 NUMBERS: dict[type[Command], int] = {command: number for number, command in KINDS.items()}
 """Command -> number on disk."""
 
-Value = bool | int | TxnOutcome | None
+Value = bool | int | str | TxnOutcome | Refused | None
 
 
 class Result(NamedTuple):
@@ -283,8 +302,8 @@ class Result(NamedTuple):
     index: int  # type: ignore[assignment]  # a field, not tuple.index
     """The log index at which it was applied."""
     modify_index: int = 0
-    """``KvSet``, ``KvLock`` and ``KvUnlock`` that answered True: the key's ModifyIndex afterwards;
-    lower than ``index`` when the write was identical and changed nothing (spec §2.1)."""
+    """Of a command that wrote one key: its ModifyIndex afterwards; lower than ``index`` when the write was
+    identical and changed nothing (spec §2.1). 0 of all others."""
 
 
 def adds_data(command: Command) -> bool:
@@ -292,12 +311,16 @@ def adds_data(command: Command) -> bool:
 
     What ends sessions and locks, deletes or reaps always goes through: it is the way out.
     """
+    if type(command) is Once:
+        return adds_data(command.command)
+    if type(command) is KvPut:
+        return command.mode != Mode.UNLOCK
     if type(command) is Txn:
         return any(op[0] in _ADDING_VERBS for op in command.ops)
     return type(command) in _ADDING
 
 
-_ADDING: Final = frozenset({KvSet, KvLock, SessionCreate, EventFire})
+_ADDING: Final = frozenset({KvSet, KvLock, SessionCreate, EventFire, KvAdd, KvCopy})
 _ADDING_VERBS: Final = frozenset({Verb.SET, Verb.CAS, Verb.LOCK})
 
 CHECKS_MAX: Final = 0xFFFF
@@ -343,8 +366,12 @@ def check_command(command: object) -> None:
             sound = is_sound_autopilot(command)
         case EventFire():
             sound = is_sound_event(command)
+        case Once():
+            sound = is_sound(command) and type(command.command) in _ONCE_KINDS
+            if sound:
+                check_command(command.command)
         case _:
-            sound = False
+            sound = is_sound(command)
     if not sound:
         raise BadRequest(f"no node could apply {command!r:.200}")
 
@@ -411,4 +438,9 @@ def _is_sound_operation(op: object) -> bool:
     )
 
 
+_ONCE_KINDS: Final = frozenset(
+    {KvSet, KvDelete, KvDeleteTree, KvLock, KvUnlock, KvPut, KvAdd, KvCopy, SessionCreate, Txn}
+    | {SessionDestroy}
+)
+"""What clients may ask to be done once."""
 _PROPOSABLE_VERBS: Final = frozenset(Verb) - {Verb.UNKNOWN}

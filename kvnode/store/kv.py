@@ -6,6 +6,8 @@ set is the hot path of the node: it is written flat, without helpers, on purpose
 
 from __future__ import annotations
 
+from typing import Final
+
 from kvnode.errors import CorruptLog
 from kvnode.store.commands import KvDelete, KvDeleteTree, KvSet, ReapGraves, Result
 from kvnode.store.records import (
@@ -15,16 +17,21 @@ from kvnode.store.records import (
     HELD,
     KEY_BODY,
     KEY_HEAD,
+    KEY_TIMED,
     KEY_VERSION,
+    KEY_VERSION_AT,
     KV,
     TREE_GRAVES,
     Cause,
+    KVPair,
     decode_key,
     decode_order_key,
+    encode_key,
     holder_of,
     key_range,
     mark_of,
     order_stop,
+    ttl_of,
 )
 from kvnode.store.tables import Transaction
 
@@ -52,12 +59,14 @@ def set_key(tx: Transaction, index: int, command: KvSet) -> Result:
         digest = tx.digest
     else:
         mark, version, size, create, modify, lock, old_flags = _unpack(old)
-        if version != KEY_VERSION:
-            raise CorruptLog(f"the record of key {key!r} has an unknown form ({version})")
         if cas is not None and cas != modify:
             return Result(False, index)
         value_at = 50 + size
-        if (
+        if version != KEY_VERSION:
+            if version != KEY_TIMED:
+                raise CorruptLog(f"the record of key {key!r} has an unknown form ({version})")
+            tx.end_ttl(key)  # so the write is none that changes nothing
+        elif (
             lock == 0
             and flags == old_flags
             and len(old) == value_at + len(value)
@@ -93,6 +102,8 @@ def drop_key(tx: Transaction, index: int, key: bytes, old: bytes, cause: Cause) 
     holder = holder_of(old)
     if holder:
         tx.overlay[HELD + holder + key] = None
+    if old[KEY_VERSION_AT] == KEY_TIMED:
+        tx.end_ttl(key)
     tx.count -= 1
     tx.bury(GRAVES, key, index)
     tx.changed(index, key, old, cause)
@@ -112,6 +123,8 @@ def delete_tree(tx: Transaction, index: int, command: KvDeleteTree) -> Result:
             tx.overlay[HELD + holder + raw[1:]] = None
         if tx.recording:
             tx.record(index, raw[1:], old, Cause.DELETE_TREE)
+        if old[KEY_VERSION_AT] == KEY_TIMED:
+            tx.end_ttl(raw[1:])
         deleted += 1
     if deleted:
         tx.count -= deleted
@@ -121,6 +134,52 @@ def delete_tree(tx: Transaction, index: int, command: KvDeleteTree) -> Result:
         if tx.changes is not None:
             tx.changes.append((index, prefix, True))
     return Result(True, index)
+
+
+KEEP_TTL: Final = -1
+"""For ``put_pair``: whatever the time of the key is."""
+
+
+def put_pair(
+    tx: Transaction,
+    pair: KVPair,
+    former: KVPair | None,
+    old: bytes | None,
+    cause: Cause,
+    ttl_ns: int = 0,
+) -> int:
+    """Write a key unless only its modify index would change (spec §2.1); return the one it has then.
+
+    Args:
+        tx: The batch.
+        pair: What the key shall be; its modify index is the entry's.
+        former: What it was, if it was.
+        old: The record of that.
+        cause: What does it.
+        ttl_ns: 0: it does not expire; ``KEEP_TTL``: as before. Else its time begins now. Where nothing
+            else changes, that is no change of the key: it renews its life.
+    """
+    key, value, flags, create, index, lock_index, session = pair
+    before = None if old is None else ttl_of(old)
+    ttl = before if ttl_ns == KEEP_TTL else (index, ttl_ns) if ttl_ns else None
+    same = former is not None and pair._replace(modify_index=former.modify_index) == former
+    if same and (before is None) == (ttl is None):
+        assert former is not None
+        index = former.modify_index
+        if ttl == before:
+            return index
+    raw = KV + key
+    record = encode_key(raw, value, flags, create, index, lock_index, session.encode(), ttl)
+    tx.put(raw, record, old)
+    if ttl is None and before is not None:
+        tx.end_ttl(key)
+    elif ttl is not None and ttl != before:
+        tx.begin_ttl(key, *ttl)
+    if index != pair.modify_index:
+        return index
+    tx.count += old is None
+    tx.changed(index, key, old, cause)
+    return index
 
 
 def reap_graves(tx: Transaction, index: int, command: ReapGraves) -> Result:

@@ -17,7 +17,7 @@ from kvnode.store.commands import (
     SessionCreate,
     SessionDestroy,
 )
-from kvnode.store.kv import drop_key
+from kvnode.store.kv import KEEP_TTL, drop_key, put_pair
 from kvnode.store.records import (
     DELAY_ORDER,
     DELAYS,
@@ -33,7 +33,6 @@ from kvnode.store.records import (
     decode_delay,
     decode_key,
     decode_order_key,
-    encode_key,
     encode_session,
     key_range,
     order_stop,
@@ -44,27 +43,39 @@ from kvnode.store.tables import Transaction
 def lock_key(tx: Transaction, index: int, command: KvLock) -> Result:
     """Lock a key and set it. The holder may do it again: then only value and flags change."""
     key, value, session, flags, as_of = command
-    holder = session.encode()
-    if not exists(tx, holder):
-        return Result(None, index)
-    raw = KV + key
-    old = tx.get(raw)
-    pair = None if old is None else decode_key(raw, old)
-    if pair is not None and pair.session == session:
-        lock_index = pair.lock_index
-    elif pair is not None and pair.session:
-        return Result(False, index)
-    else:
-        delay = tx.get(DELAYS + key)
-        if delay is not None:
-            if decode_delay(DELAYS + key, delay)[0] > as_of:
-                return Result(False, index)
-            tx.end_delay(DELAYS + key, delay)
-        lock_index = pair.lock_index + 1 if pair is not None else 1
-        tx.overlay[HELD + holder + key] = b""
+    old = tx.get(KV + key)
+    pair = None if old is None else decode_key(KV + key, old)
+    lock_index = take_lock(tx, key, pair, session, as_of)
+    if lock_index is None or lock_index is False:  # which 0 is not
+        return Result(lock_index, index)
     create = pair.create_index if pair is not None else index
     wanted = KVPair(key, value, flags, create, index, lock_index, session)
-    return Result(True, index, _put(tx, wanted, pair, old, Cause.ACQUIRE))
+    return Result(True, index, put_pair(tx, wanted, pair, old, Cause.ACQUIRE))
+
+
+def take_lock(
+    tx: Transaction, key: bytes, pair: KVPair | None, session: str, as_of: int
+) -> int | None:
+    """Let a session hold a key, which is ``pair`` now; whoever asks writes the key afterwards.
+
+    Returns:
+        The LockIndex that the key has then; or, and nothing is done: False when another session holds
+        it or its lock-delay runs, None when there is no such session.
+    """
+    holder = session.encode()
+    if not exists(tx, holder):
+        return None
+    if pair is not None and pair.session == session:
+        return pair.lock_index
+    if pair is not None and pair.session:
+        return False
+    delay = tx.get(DELAYS + key)
+    if delay is not None:
+        if decode_delay(DELAYS + key, delay)[0] > as_of:
+            return False
+        tx.end_delay(DELAYS + key, delay)
+    tx.overlay[HELD + holder + key] = b""
+    return pair.lock_index + 1 if pair is not None else 1
 
 
 def unlock_key(tx: Transaction, index: int, command: KvUnlock) -> Result:
@@ -77,22 +88,7 @@ def unlock_key(tx: Transaction, index: int, command: KvUnlock) -> Result:
         return Result(False, index)
     tx.overlay[HELD + session.encode() + key] = None
     wanted = KVPair(key, value, flags, pair.create_index, index, pair.lock_index, "")
-    return Result(True, index, _put(tx, wanted, pair, old, Cause.RELEASE))
-
-
-def _put(
-    tx: Transaction, pair: KVPair, former: KVPair | None, old: bytes | None, cause: Cause
-) -> int:
-    """Write a key unless only its modify index would change (spec §2.1); return the one it has then."""
-    key, value, flags, create, index, lock_index, session = pair
-    if former is not None and pair._replace(modify_index=former.modify_index) == former:
-        return former.modify_index
-    raw = KV + key
-    record = encode_key(raw, value, flags, create, index, lock_index, session.encode())
-    tx.put(raw, record, old)
-    tx.count += old is None
-    tx.changed(index, key, old, cause)
-    return index
+    return Result(True, index, put_pair(tx, wanted, pair, old, Cause.RELEASE))
 
 
 def exists(tx: Transaction, session_id: bytes) -> bool:
@@ -146,7 +142,7 @@ def _let_go(tx: Transaction, index: int, key: bytes, session: Session) -> None:
         return
     tx.overlay[HELD + session.session_id.encode("ascii") + key] = None
     wanted = pair._replace(session="", modify_index=index)
-    _put(tx, wanted, pair, old, Cause.SESSION_END)
+    put_pair(tx, wanted, pair, old, Cause.SESSION_END, KEEP_TTL)
 
 
 def reap_delays(tx: Transaction, index: int, command: ReapLockDelays) -> Result:

@@ -18,10 +18,12 @@ from kvnode.store.records import (
     HELD,
     KEY_MODIFY,
     KEY_MODIFY_AT,
+    KEY_TTL,
     KV,
     SESSION_ID_CHARACTERS,
     SESSIONS,
     TREE_GRAVES,
+    TTLS,
     KVPair,
     Meta,
     Session,
@@ -37,6 +39,8 @@ from kvnode.store.records import (
 
 Keys = list[bytes]
 Graves = list[tuple[bytes, int, bool]]
+Ttls = list[tuple[bytes, int, int]]
+"""Keys, each with the index at which its time began, and nanoseconds."""
 
 SKIP_AFTER_ROWS: Final = 16
 """So many rows of a rolled-up subtree are read one by one before the rest is jumped over: a jump
@@ -235,6 +239,24 @@ def get_delay(engine: Engine, key: bytes) -> tuple[int, int] | None:
     """Return at which index the lock-delay of a key began, and its length in nanoseconds."""
     record = engine.get(DELAYS + key)
     return None if record is None else decode_delay(DELAYS + key, record)
+
+
+def get_ttl(engine: Engine, key: bytes) -> tuple[int, int] | None:
+    """Return at which index a key's time began and its nanoseconds; None: it does not expire."""
+    record = engine.get(TTLS + key)
+    if record is None:
+        return None
+    since, ttl_ns = KEY_TTL.unpack(record)
+    return since, ttl_ns
+
+
+def list_ttls(engine: Engine, after: bytes, limit: int | None) -> Ttls:
+    """Return keys that expire, in byte order, at most ``limit`` above ``after``; empty: from the first."""
+    start, stop = key_range(TTLS, b"")
+    if after:
+        start = TTLS + after + b"\0"
+    with closing(engine.scan(start, stop)) as rows:
+        return [(raw[1:], *KEY_TTL.unpack(record)) for raw, record in islice(rows, limit)]
 
 
 def reap_bound(engine: Engine, upto: int, at_most: int, table: bytes = GRAVE_ORDER) -> int:

@@ -49,16 +49,32 @@ record as it was before. At most one per key and index: what an entry does to a 
 one change. Not in the digest, see ``kvnode.store.history``."""
 REVISIONS: Final = b"r"
 """The same by key: ``r`` + length of the key as 4 big-endian bytes + key + index as 8 -> empty. Derived."""
+TTLS: Final = b"x"
+"""Keys that expire: ``x`` + key -> index at which their time began, and nanoseconds. Derived from the key
+records, so that a leader finds them without reading all keys."""
+ONCE: Final = b"i"
+"""Writes with an idempotency key: ``i`` + that key -> once record (see ``once``)."""
+ONCE_ORDER: Final = b"j"
+"""The same by age, as ``GRAVE_ORDER``: ``j`` + index as 8 big-endian bytes + ``i`` + key -> empty."""
+ONCE_COUNT: Final = b"q"
+"""The one record that says how many of them there are."""
 
-MARKED: Final = frozenset({KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS, PARAMETERS, EVENTS})
+MARKED: Final = frozenset(
+    {KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS, PARAMETERS, EVENTS, ONCE, ONCE_COUNT}
+)
 """Tables whose records start with a mark and count for the digest."""
-TABLES: Final = MARKED | {GRAVE_ORDER, HELD, DELAY_ORDER, CHANGES, REVISIONS}
+TABLES: Final = MARKED | {GRAVE_ORDER, HELD, DELAY_ORDER, CHANGES, REVISIONS, TTLS, ONCE_ORDER}
 """Every table that this version writes."""
 
 MARK_BYTES: Final = 16
 DIGEST_MASK: Final = (1 << 128) - 1
 
 KEY_VERSION: Final = 1
+KEY_TIMED: Final = 2
+"""Version of a key that expires: ``KEY_TTL`` stands between session and value."""
+KEY_VERSION_AT: Final = MARK_BYTES
+KEY_TTL: Final = Struct("<QQ")
+"""Index at which a key's time began, nanoseconds."""
 KEY_BODY: Final = Struct("<BBQQQQ")
 """Version, length of the session id, create, modify and lock index, flags; then session, value."""
 KEY_HEAD: Final = Struct("<16sBBQQQQ")
@@ -209,10 +225,25 @@ def decode_key(raw: bytes, record: bytes) -> KVPair:
         _, version, size, create, modify, lock, flags = KEY_HEAD.unpack_from(record)
     except StructError as error:
         raise CorruptLog(f"the record of key {raw[1:]!r} is too short") from error
-    if version != KEY_VERSION or len(record) < 50 + size:
+    value_at = 50 + size
+    if version == KEY_TIMED:
+        value_at += KEY_TTL.size
+    elif version != KEY_VERSION:
         raise CorruptLog(f"the record of key {raw[1:]!r} has an unknown form ({version})")
+    if len(record) < value_at:
+        raise CorruptLog(f"the record of key {raw[1:]!r} is too short")
     session = record[50 : 50 + size].decode("ascii", "replace") if size else ""
-    return KVPair(raw[1:], record[50 + size :], flags, create, modify, lock, session)
+    return KVPair(raw[1:], record[value_at:], flags, create, modify, lock, session)
+
+
+def ttl_of(record: bytes) -> tuple[int, int] | None:
+    """Return at which index a key's time began and how many nanoseconds it has, from its record, which
+    ``decode_key`` could read; None: it does not expire.
+    """
+    if record[KEY_VERSION_AT] != KEY_TIMED:
+        return None
+    since, ttl_ns = KEY_TTL.unpack_from(record, KEY_HEAD.size + record[KEY_SESSION_SIZE_AT])
+    return since, ttl_ns
 
 
 def encode_key(
@@ -223,10 +254,15 @@ def encode_key(
     modify_index: int,
     lock_index: int,
     session: bytes,
+    ttl: tuple[int, int] | None = None,
 ) -> bytes:
-    """Build a key record, the inverse of ``decode_key``. The hot path has this inlined."""
-    body = KEY_BODY.pack(KEY_VERSION, len(session), create_index, modify_index, lock_index, flags)
-    body += session + value
+    """Build a key record, the inverse of ``decode_key`` and ``ttl_of``. The hot path has this inlined."""
+    version = KEY_VERSION if ttl is None else KEY_TIMED
+    body = KEY_BODY.pack(version, len(session), create_index, modify_index, lock_index, flags)
+    body += session
+    if ttl is not None:
+        body += KEY_TTL.pack(*ttl)
+    body += value
     return mark_of(raw, body) + body
 
 

@@ -27,14 +27,19 @@ from kvnode.store.records import (
     GRAVES,
     HELD,
     KEY_SESSION_SIZE_AT,
+    KEY_TIMED,
+    KEY_VERSION_AT,
     KV,
     MARK_BYTES,
     MARKED,
     META_KEY,
+    ONCE,
+    ONCE_ORDER,
     REVISIONS,
     SESSIONS,
     TABLES,
     TREE_GRAVES,
+    TTLS,
     Meta,
     decode_change,
     decode_change_key,
@@ -165,6 +170,7 @@ class _Loader:
         self._locked = 0
         self._changed = 0
         self._oldest = 1 << 64
+        self._timed = 0
 
     def add(self, key: bytes, value: bytes) -> None:
         table = key[:1]
@@ -178,8 +184,9 @@ class _Loader:
             if mark_of(key, value[MARK_BYTES:]) != mark:
                 raise CorruptLog(f"the snapshot's row {key[:40]!r} does not match its mark")
             self._digest += int.from_bytes(mark, "big")
-            if table == KV and value[KEY_SESSION_SIZE_AT]:
-                self._locked += 1
+            if table == KV:
+                self._locked += value[KEY_SESSION_SIZE_AT] > 0
+                self._timed += value[KEY_VERSION_AT] == KEY_TIMED
         elif table == CHANGES:
             self._changed += history_bytes(key, value)
             record = decode_change(key, value)[1]
@@ -202,6 +209,8 @@ class _Loader:
             ("ordered tombstones", graves, tables[GRAVE_ORDER]),
             ("sessions", meta.sessions, tables[SESSIONS]),
             ("keys held", self._locked, tables[HELD]),
+            ("keys that expire", self._timed, tables[TTLS]),
+            ("ordered idempotency keys", tables[ONCE], tables[ONCE_ORDER]),
             ("ordered lock-delays", tables[DELAYS], tables[DELAY_ORDER]),
             ("changes", meta.history_rows, tables[CHANGES]),
             ("changes by key", meta.history_rows, tables[REVISIONS]),

@@ -8,7 +8,7 @@ from struct import error as StructError
 from typing import Any, Final
 
 from kvnode.errors import CorruptLog, InvariantBroken
-from kvnode.store import control, history, kv, locks, reads, txn
+from kvnode.store import control, history, kv, locks, once, own, reads, txn
 from kvnode.store.commands import (
     Command,
     KvDelete,
@@ -27,7 +27,17 @@ from kvnode.store.commands import (
 )
 from kvnode.store.control_commands import AutopilotSet, EventFire
 from kvnode.store.engine import Engine
-from kvnode.store.records import DELAY_ORDER, META_KEY, KVPair, Meta, Session, decode_meta
+from kvnode.store.own_commands import KvAdd, KvCopy, KvExpire, KvPut, Once, ReapOnce
+from kvnode.store.records import (
+    DELAY_ORDER,
+    META_KEY,
+    ONCE_COUNT,
+    ONCE_ORDER,
+    KVPair,
+    Meta,
+    Session,
+    decode_meta,
+)
 from kvnode.store.snapshot import Dump
 from kvnode.store.tables import Transaction
 from kvnode.store.view import View
@@ -40,6 +50,10 @@ SessionListener = Callable[[int, str, Session | None], None]
 
 EventListener = Callable[[int], None]
 """Called with the index of the newest event."""
+
+TtlListener = Callable[[bytes, int, int], None]
+"""Called with a key, the index at which its time began, and nanoseconds; both 0: it does not expire any
+more."""
 
 DIGESTS_KEPT: Final = 1 << 15
 """For how many of the last applied indexes ``digest_at`` knows the answer."""
@@ -60,6 +74,12 @@ _HANDLERS: Final[dict[type[Command], Callable[[Transaction, int, Any], Result]]]
     AutopilotSet: control.set_autopilot,
     EventFire: control.fire_event,
     TrimHistory: history.trim_history,
+    KvPut: own.put_key,
+    KvAdd: own.add_to_key,
+    KvExpire: own.expire_keys,
+    KvCopy: own.copy_keys,
+    Once: lambda tx, index, command: once.run_once(tx, index, command, _HANDLERS),
+    ReapOnce: once.reap_once,
 }
 
 KVPairs = list[KVPair]
@@ -79,6 +99,8 @@ class Store:
         on_session: Called likewise for each session that began or ended; after ``replace`` once
             with an empty id: any may have.
         on_event: Called likewise when events were fired; after ``replace`` in any case.
+        on_ttl: Called likewise for each key whose time began, or that does not expire any more; after
+            ``replace`` once with an empty key: any may have.
     """
 
     __slots__ = (
@@ -90,6 +112,7 @@ class Store:
         "on_change",
         "on_event",
         "on_session",
+        "on_ttl",
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -103,6 +126,7 @@ class Store:
         self.on_change: ChangeListener | None = None
         self.on_session: SessionListener | None = None
         self.on_event: EventListener | None = None
+        self.on_ttl: TtlListener | None = None
         self._ring: list[int] = [0] * DIGESTS_KEPT
         self._open(engine)
 
@@ -180,6 +204,9 @@ class Store:
             self._events = None
             if self.on_event is not None:
                 self.on_event(tx.event_fired)
+        if tx.ttl_changes and self.on_ttl is not None:
+            for ttl_change in tx.ttl_changes:
+                self.on_ttl(*ttl_change)
 
     def replace(self, engine: Engine) -> Engine:
         """Go on with another engine, into which a snapshot was loaded; return the old one.
@@ -197,6 +224,8 @@ class Store:
             self.on_session(self._meta.applied_index, "", None)
         if self.on_event is not None:
             self.on_event(self._meta.applied_index)
+        if self.on_ttl is not None:
+            self.on_ttl(b"", 0, 0)
         return old
 
     # --- positions -------------------------------------------------------------------------
@@ -256,6 +285,20 @@ class Store:
     def get(self, key: bytes) -> KVPair | None:
         """Return a key, or None."""
         return reads.get(self.engine, key)
+
+    def ttl(self, key: bytes) -> tuple[int, int] | None:
+        """Return at which index a key's time began, and how many nanoseconds it has; None: it does not
+        expire, or is not there.
+        """
+        return reads.get_ttl(self.engine, key)
+
+    def ttls(self, *, after: bytes = b"", limit: int | None = None) -> reads.Ttls:
+        """Return the keys above ``after`` that expire, each with its ``ttl``, in byte order."""
+        return reads.list_ttls(self.engine, after, limit)
+
+    def once_count(self) -> int:
+        """Number of idempotency keys that are remembered."""
+        return once.decode_count(self.engine.get(ONCE_COUNT))[0]
 
     def list(
         self,
@@ -354,6 +397,10 @@ class Store:
         if self._events is None:
             self._events = control.read_events(self.engine)
         return self._events
+
+    def once_bound(self, upto: int, at_most: int) -> int:
+        """Return the same for idempotency keys and ``ReapOnce``."""
+        return reads.reap_bound(self.engine, upto, at_most, ONCE_ORDER)
 
     def view(self) -> View:
         """Open a view of this moment, for reads that may be long, see ``view.View``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from heapq import merge
 
 from kvnode.store.engine import Engine, Rows, Write
 from kvnode.store.records import (
@@ -18,10 +19,12 @@ from kvnode.store.records import (
     DELAYS,
     DIGEST_MASK,
     GRAVES,
+    KEY_TTL,
     MARK_BYTES,
     META_KEY,
     SESSIONS,
     TREE_GRAVES,
+    TTLS,
     Meta,
     Session,
     change_key,
@@ -38,6 +41,9 @@ from kvnode.store.records import (
 
 Change = tuple[int, bytes, bool]
 """Index, key or prefix, whether it is a prefix that was deleted."""
+
+TtlChange = tuple[bytes, int, int]
+"""Key, index at which its time began, nanoseconds; both 0: it does not expire any more."""
 
 SessionChange = tuple[int, str, Session | None]
 """Index, id, and the session when it began, None when it ended."""
@@ -74,6 +80,7 @@ class Transaction:
         "session_index",
         "sessions",
         "tree_graves",
+        "ttl_changes",
     )
 
     def __init__(self, below: Engine | Transaction, meta: Meta, *, watched: bool) -> None:
@@ -101,6 +108,7 @@ class Transaction:
         self.session_changes: list[SessionChange] = []
         self.event_fired = 0
         """Index of the last event of this batch; 0: there was none."""
+        self.ttl_changes: list[TtlChange] = []
 
     def fork(self) -> Transaction:
         """Start a part of this batch, which sees it, and of which nothing remains unless it is merged."""
@@ -116,6 +124,7 @@ class Transaction:
         self.history_rows, self.history_bytes = part.history_rows, part.history_bytes
         if self.changes is not None and part.changes:
             self.changes += part.changes
+        self.ttl_changes += part.ttl_changes
 
     def get(self, raw: bytes) -> bytes | None:
         """Return a record as this batch sees it, or None."""
@@ -237,6 +246,27 @@ class Transaction:
         """Forget a lock-delay; ``old`` is its record."""
         self.remove(raw, old)
         self.overlay[order_key(decode_delay(raw, old)[0], raw, DELAY_ORDER)] = None
+
+    def begin_ttl(self, key: bytes, index: int, ttl_ns: int) -> None:
+        """Note that a key expires; its record says the same."""
+        self.overlay[TTLS + key] = KEY_TTL.pack(index, ttl_ns)
+        self.ttl_changes.append((key, index, ttl_ns))
+
+    def end_ttl(self, key: bytes) -> None:
+        """Note that a key does not expire any more, or is gone."""
+        self.overlay[TTLS + key] = None
+        self.ttl_changes.append((key, 0, 0))
+
+    def scan_in_order(self, start: bytes, stop: bytes) -> Rows:
+        """``scan``, in byte order throughout. Not on a part of a batch."""
+        overlay = self.overlay
+        mine = [
+            (raw, record)
+            for raw in sorted(raw for raw in overlay if start <= raw < stop)
+            if (record := overlay[raw]) is not None
+        ]
+        with closing(self._engine_scan(start, stop)) as rows:
+            yield from merge(mine, (pair for pair in rows if pair[0] not in overlay))
 
     def meta(self, applied_index: int) -> Meta:
         """The meta record's content after this batch."""

@@ -35,6 +35,17 @@ from kvnode.store.commands import (
     check_command,
 )
 from kvnode.store.control_commands import AutopilotSet, EventFire
+from kvnode.store.own_commands import (
+    KvAdd,
+    KvCopy,
+    KvExpire,
+    KvPut,
+    Mode,
+    Once,
+    ReapOnce,
+    Refused,
+    Why,
+)
 from kvnode.store.records import KVPair
 
 ID = "7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"
@@ -54,6 +65,20 @@ COMMANDS: list[Command] = [
     Txn((), 0),
     AutopilotSet(True, 200, 250, 3, -1, "zone", False, "ç", 7),
     EventFire(ID, "deploy", b"\xff", "web.*", "", "v1"),
+    KvPut(b"k", b"v", 3, 0, ID, Mode.LOCK, True, 30 * 10**9, 12),
+    KvAdd(b"k", -(2**63), 7, 10**9),
+    KvExpire(((b"k", 7), (b"l", 8))),
+    KvCopy(b"a/", b"b/", True, True, False, None, 10, 2**20, 4096),
+    *[
+        Once(b"key", bytes(16), 100, 4096, command)
+        for command in (
+            KvSet(b"k", b"v", 2**64 - 1, 0),
+            SessionCreate(ID, "ç", "n", -5, 1, "15s", 15, ("serfHealth",), (("web", ""),)),
+            Txn((TxnOp(Verb.SET, b"k", b"v", 1, 2, ID), TxnOp(Verb.GET, b"k")), 4096, 7),
+            KvAdd(b"k", 1),
+        )
+    ],
+    ReapOnce(9),
 ]
 
 
@@ -87,6 +112,12 @@ def test_numbers_on_disk_are_never_used_again() -> None:
         20: "AutopilotSet",
         21: "EventFire",
         25: "TrimHistory",
+        30: "KvPut",
+        31: "KvAdd",
+        32: "KvExpire",
+        33: "KvCopy",
+        34: "Once",
+        35: "ReapOnce",
     }
     assert [verb.value for verb in Verb] == list(range(14))
 
@@ -129,6 +160,30 @@ BAD: list[tuple[Any, ...]] = [
     (10, ((1, b"k", b"", 0, 0, "", 1),), 5, 0),
     (10, ((1, b"k"),), 5, 0),
     (10, (), -1, 0),
+    (30, b"k", "text"),
+    (30, b"k", b"v", 0, None, "", 3),
+    (30, b"k", b"v", 0, None, "ç", 1),
+    (30, b"k", b"v", 0, None, "", 0, 1),
+    (30, b"k", b"v", 0, None, "", 0, False, -1),
+    (31, b"k", 2**63),
+    (31, b"k", 1.0),
+    (31, b"k", True),
+    (32, ((b"k",),)),
+    (32, ((b"k", -1),)),
+    (32, (5,)),
+    (32, ((b"k", 1),) * 1025),
+    (33, b"a", b"b", 1, False, False, None, 1, 1, 1),
+    (33, b"a", b"b", True, False, False, None, 1, -1, 1),
+    (34, b"", bytes(16), 1, 1, (1, b"k", b"v")),
+    (34, b"k" * 256, bytes(16), 1, 1, (1, b"k", b"v")),
+    (34, b"k", bytes(15), 1, 1, (1, b"k", b"v")),
+    (34, b"k", bytes(16), 0, 1, (1, b"k", b"v")),
+    (34, b"k", bytes(16), 1, 1, (4, 9)),
+    (34, b"k", bytes(16), 1, 1, (1, "k", b"v")),
+    (34, b"k", bytes(16), 1, 1, ()),
+    (34, b"k", bytes(16), 1, 1, 7),
+    (34, b"k", bytes(16), 1, 1, (34, b"k", bytes(16), 1, 1, (1, b"k", b"v"))),
+    (35, -1),
 ]
 
 
@@ -150,6 +205,9 @@ RESULTS = [
     Result(False, 7),
     Result(None, 7),
     Result(12, 7),
+    Result(-(2**63), 7, 7),
+    Result(ID, 7),
+    Result(Refused(Why.TARGET_EXISTS, 0, b"k"), 7),
     Result(TxnOutcome((PAIR, PAIR), ()), 7),
     Result(TxnOutcome((), (Problem(2, Trouble.OTHER_SESSION, ID), Problem(3, 9, 5))), 7),
 ]
@@ -176,6 +234,8 @@ def test_an_outcome_larger_than_a_frames_arrays_travels() -> None:
         (True, "7", 0),
         ("yes", 7, 0),
         (b"", 7, 0),
+        ((1, 2), 7, 0),
+        ((1, 2, "k"), 7, 0),
         (msgpack.packb(((), ())) + b"x", 7, 0),
         (msgpack.packb((((1,),), ())), 7, 0),
         (msgpack.packb(((("k", b"v", 1, 2, 3, 4, ""),), ())), 7, 0),
@@ -201,5 +261,6 @@ def test_no_bytes_get_past_the_door_as_anything_else(data: bytes) -> None:
 def test_what_may_go_on_while_there_is_no_room() -> None:
     """RC-70: deletions, releases and ends are the way out."""
     adding = {type(command) for command in COMMANDS if adds_data(command)}
-    assert adding == {KvSet, KvLock, SessionCreate, Txn, EventFire}
+    assert adding == {KvSet, KvLock, SessionCreate, Txn, EventFire, KvPut, KvAdd, KvCopy, Once}
+    assert adding == {KvSet, KvLock, SessionCreate, Txn, EventFire, KvPut, KvAdd, KvCopy, Once}
     assert not adds_data(Txn((TxnOp(Verb.DELETE, b"k"), TxnOp(Verb.UNLOCK, b"k")), 0))
