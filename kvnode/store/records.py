@@ -459,18 +459,18 @@ def decode_change_key(raw: bytes) -> tuple[int, bytes]:
     return index, raw[9:]
 
 
-def decode_change(raw: bytes, row: bytes) -> tuple[int, bytes]:
+def decode_change(raw: bytes, record: bytes) -> tuple[int, bytes]:
     """Return what caused a change, and the key's record before it; empty: there was none.
 
     Raises:
         CorruptLog: It is no change of a known version.
     """
-    if len(row) < CHANGE_HEAD.size or row[0] != CHANGE_VERSION:
+    if len(record) < CHANGE_HEAD.size or record[0] != CHANGE_VERSION:
         raise CorruptLog(f"the change {raw!r} has an unknown form")
-    _, cause, checksum = CHANGE_HEAD.unpack_from(row)
-    if checksum != _change_sum(raw, cause, len(row) - CHANGE_HEAD.size):
+    _, cause, checksum = CHANGE_HEAD.unpack_from(record)
+    if checksum != _change_sum(raw, cause, len(record) - CHANGE_HEAD.size):
         raise CorruptLog(f"the change {raw!r} does not match its checksum")
-    return cause, row[CHANGE_HEAD.size :]
+    return cause, record[CHANGE_HEAD.size :]
 
 
 def encode_change(raw: bytes, cause: int, old: bytes) -> bytes:
