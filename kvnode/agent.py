@@ -28,6 +28,7 @@ import structlog
 from kvnode import __version__
 from kvnode.addresses import Address
 from kvnode.agent_files import file_bounds, raise_file_limit
+from kvnode.agent_founding import licence
 from kvnode.agent_healing import heal
 from kvnode.agent_metrics import DiskCollector, TransportCollector
 from kvnode.agent_settings import (
@@ -71,10 +72,6 @@ from kvnode.transport.tcp import TcpTransport
 _LOG = structlog.get_logger("kvnode.agent")
 
 _SWITCH_INTERVAL_S = 0.0005
-_HAS_SET_ASIDE = (
-    "data of an earlier incarnation were set aside here: this node only joins. To found a new cluster, "
-    "move them out of the directory"
-)
 
 
 def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
@@ -155,9 +152,11 @@ class Agent:
         async with AsyncExitStack() as parts:
             self._data_dir = data_dir = DataDir.open(config.data_dir, config.node_name)
             parts.callback(data_dir.close)
-            expect = config.bootstrap_expect if data_dir.may_found else 0
-            if expect != config.bootstrap_expect:
-                _LOG.warning("founding_ruled_out", reason=_HAS_SET_ASIDE, path=data_dir.path)
+            expect, ruled_out = licence(
+                config, os.environ, socket.gethostname(), set_aside=not data_dir.may_found
+            )
+            if ruled_out:
+                _LOG.warning("founding_ruled_out", reason=ruled_out, path=data_dir.path)
             for warning in data_dir.warnings:
                 _LOG.warning("directory_noted", detail=warning)
             if data_dir.set_aside:
@@ -195,7 +194,9 @@ class Agent:
             if api is not None:
                 parts.push_async_callback(api.close)
             replica = Replica(
-                settings=replace(replica_settings(config), expect=expect),
+                settings=replace(
+                    replica_settings(config), expect=expect, founding_ruled_out=ruled_out
+                ),
                 identity=data_dir.identity_store(worker),
                 recovered=recovered,
                 journal=journal,

@@ -46,6 +46,8 @@ def replica_settings(config: Config) -> ReplicaSettings:
         tick_s=config.tick_ms / 1000,
         election_ticks=config.election_timeout_ms // config.tick_ms,
         heartbeat_ticks=config.heartbeat_ms // config.tick_ms,
+        read_replica=config.read_replica,
+        read_replica_grace_s=config.read_replica_grace_s,
         expect=config.bootstrap_expect,
         has_discovery=bool(config.retry_join or config.join_srv),
         leader_wait_s=config.leader_wait_s,

@@ -25,7 +25,7 @@ OWNED = frozenset(
     {
         "node_name", "data_dir", "config_file", "dev", "pid_file", "bind", "client", "http_port",
         "peer_port", "advertise", "bootstrap_expect", "bootstrap", "join_srv", "domain",
-        "kubernetes_statefulset", "kubernetes_namespace",
+        "kubernetes_statefulset", "kubernetes_namespace", "kubernetes_first_ordinal", "read_replica",
     }
 )  # fmt: skip
 """Settings that the chart gives by flags; in ``settings`` they would have no effect."""

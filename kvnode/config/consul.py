@@ -17,8 +17,6 @@ identity never comes from its host."""
 IGNORED_SWITCHES = frozenset(
     {
         "enable-script-checks",
-        "non-voting-server",
-        "read-replica",
         "disable-keyring-file",
         "auto-reload-config",
         "syslog",

@@ -199,6 +199,23 @@ class Config:
         section=_CLUSTER,
         json=("bootstrap",),
     )
+    read_replica: bool = _setting(
+        False,
+        "Join as a read replica: a copy of the data that takes every request, never votes, never leads and "
+        "counts in no majority. Looked at when the node joins; it stays what it joined as.",
+        section=_CLUSTER,
+        flags=("non-voting-server",),
+        json=("read_replica", "non_voting_server"),
+    )
+    read_replica_grace_s: float = _setting(
+        3600.0,
+        "How long a read replica must have been silent before the leader removes it; it joins anew when it "
+        "comes back. 0: never.",
+        section=_CLUSTER,
+        unit="s",
+        lo=0,
+        hi=31_536_000,
+    )
     retry_join: tuple[str, ...] = _setting(
         (),
         "Host, or host:port, of another node; repeatable. The port is --peer-port when not given.",
@@ -236,6 +253,14 @@ class Config:
         "",
         "Its namespace. Empty: the service account's.",
         section=_KUBERNETES,
+    )
+    kubernetes_first_ordinal: int = _setting(
+        0,
+        "Lowest ordinal of the StatefulSet (spec.ordinals.start). A pod whose ordinal is not among the first "
+        "--bootstrap-expect ones never founds a cluster.",
+        section=_KUBERNETES,
+        lo=0,
+        hi=1_000_000,
     )
     kubernetes_api: str = _setting(
         "",

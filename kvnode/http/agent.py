@@ -222,6 +222,7 @@ class AgentRoutes:
                 "wan_join_port": str(port),
                 "acls": "0",
                 "ft_fs": "1",
+                **({"read_replica": "true"} if member.read_replica else {}),
             },
             "Status": 1 if member.connected else 4,
             "ProtocolMin": 1,

@@ -54,6 +54,8 @@ def _guard(core: Core, new: Membership) -> None:
         raise MembershipRefused("the last voter cannot be removed")
     if new.voters & new.learners:
         raise MembershipRefused("a node is either a voter or a learner")
+    if not new.read_replicas <= new.learners:
+        raise MembershipRefused("a read replica is a learner")
     if {m.node_id for m in new.members} != new.voters | new.learners:
         raise MembershipRefused("every member needs a record")
     if (new.voters | new.learners) & frozenset(old.removed):

@@ -95,13 +95,14 @@ class Membership(NamedTuple):
 
     ``voters`` and ``learners`` are disjoint; ``members`` has one record for each of both, ordered by
     node id. ``removed`` lists incarnations that were removed and may never come back (RC-47), oldest
-    first, at most ``REMOVED_MAX``.
+    first, at most ``REMOVED_MAX``. ``read_replicas`` are those learners that never become voters.
     """
 
     voters: frozenset[NodeId] = frozenset()
     learners: frozenset[NodeId] = frozenset()
     members: tuple[Member, ...] = ()
     removed: tuple[NodeId, ...] = ()
+    read_replicas: frozenset[NodeId] = frozenset()
 
     def member(self, node_id: NodeId) -> Member | None:
         """Return the record of a node, or None."""
@@ -120,14 +121,21 @@ class Membership(NamedTuple):
         """All members, voters and learners, in one fixed order."""
         return sorted(self.voters | self.learners)
 
-    def with_learner(self, member: Member) -> Membership:
-        """The membership after ``member`` joined as a learner."""
+    def with_learner(self, member: Member, *, read_replica: bool = False) -> Membership:
+        """The membership after ``member`` joined as a learner; a read replica stays one."""
         members = tuple(sorted((*(m for m in self.members if m.node_id != member.node_id), member)))
-        return self._replace(learners=self.learners | {member.node_id}, members=members)
+        lasting = self.read_replicas | ({member.node_id} if read_replica else frozenset())
+        return self._replace(
+            learners=self.learners | {member.node_id}, members=members, read_replicas=lasting
+        )
 
     def with_voter(self, node_id: NodeId) -> Membership:
         """The membership after a learner was promoted."""
-        return self._replace(voters=self.voters | {node_id}, learners=self.learners - {node_id})
+        return self._replace(
+            voters=self.voters | {node_id},
+            learners=self.learners - {node_id},
+            read_replicas=self.read_replicas - {node_id},
+        )
 
     def without(self, node_id: NodeId) -> Membership:
         """The membership after a node was removed; its id goes onto the ``removed`` list."""
@@ -136,16 +144,19 @@ class Membership(NamedTuple):
             learners=self.learners - {node_id},
             members=tuple(m for m in self.members if m.node_id != node_id),
             removed=(*(r for r in self.removed if r != node_id), node_id)[-REMOVED_MAX:],
+            read_replicas=self.read_replicas - {node_id},
         )
 
     def encode(self) -> bytes:
         """One spelling per value, so that equal memberships are equal bytes."""
-        value = {
+        value: dict[str, object] = {
             "voters": sorted(self.voters),
             "learners": sorted(self.learners),
             "members": [list(m) for m in self.members],
             "removed": list(self.removed),
         }
+        if self.read_replicas:  # absent in what older builds wrote, and without any
+            value["read_replicas"] = sorted(self.read_replicas)
         return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
     @staticmethod
@@ -165,6 +176,7 @@ class Membership(NamedTuple):
                     Member(NodeId(str(i)), str(n), str(a)) for i, n, a in value["members"]
                 ),
                 removed=tuple(NodeId(str(v)) for v in value["removed"]),
+                read_replicas=frozenset(NodeId(str(v)) for v in value.get("read_replicas", ())),
             )
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not a membership: {error}") from error

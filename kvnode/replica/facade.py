@@ -51,6 +51,8 @@ class MemberStatus(NamedTuple):
     """True for the node itself."""
     match_index: Index
     """How far it follows; known on the leader only, else 0."""
+    read_replica: bool = False
+    """Never becomes a voter."""
 
 
 class Status(NamedTuple):

@@ -226,7 +226,8 @@ class Formation:
         expect = replica.settings.expect
         own = replica.own_member()
         if not expect:
-            self.reason = f"no cluster found among {asked} addresses, and not told to bootstrap one"
+            why = replica.settings.founding_ruled_out or "not told to bootstrap one"
+            self.reason = f"no cluster found among {asked} addresses; {why}"
             self._again()
             return
         found = {own.name: own}
@@ -346,7 +347,9 @@ class Formation:
                 self.reason = f"{hello.name} does not let this node in yet: {error}"
             self._again()
 
-        payload = [own.node_id, own.name, own.address]
+        payload: list[Any] = [own.node_id, own.name, own.address]
+        if replica.settings.read_replica:
+            payload.append(True)
         timeout = replica.settings.leader_wait_s + ASK_TIMEOUT_S
         replica.transport.request_address(hello.address, "join", payload, timeout, answered)
 

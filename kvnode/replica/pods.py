@@ -25,7 +25,8 @@ UNREACHABLE = PodStatus(
 def describe(replica: Replica) -> list[Any]:
     """This node's answer to the first question: role, term, applied index, number of keys."""
     raft = replica.raft
-    return [raft.role.value, raft.term, replica.store.applied_index, replica.store.count()]
+    role = "read-replica" if raft.id in raft.membership.read_replicas else raft.role.value
+    return [role, raft.term, replica.store.applied_index, replica.store.count()]
 
 
 def ask(replica: Replica, addresses: tuple[str, ...], done: Done[list[PodStatus]]) -> None:

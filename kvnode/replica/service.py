@@ -77,7 +77,7 @@ class Service:
     def _join(self, sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         """A node wants in. Whoever it asks passes it on to the leader, one hop."""
         replica = self._replica
-        member = _parse_member(payload)
+        member, read_replica = _parse_member(payload)
         if member is None or (member.node_id, member.name) != (sender.node_id, sender.name):
             fail(RemoteProtocolError("a join request has the wrong form"))
         elif not replica.cluster_id:
@@ -86,9 +86,9 @@ class Service:
             # It may be the very vote that the cluster needs for a leader.
             reply(replica.raft.id)
         elif replica.is_leader:
-            replica.steward.join(member, _answer(reply, fail))
+            replica.steward.join(member, _answer(reply, fail), read_replica=read_replica)
         else:
-            replica.admin.ask_leader("join_hop", list(member), _answer(reply, fail))
+            replica.admin.ask_leader("join_hop", list(payload), _answer(reply, fail))
 
     def _is_member(self, node_id: NodeId) -> bool:
         """Whether a node certainly is a member: by what is committed, or by the founding entry."""
@@ -99,11 +99,12 @@ class Service:
     # -- members only -----------------------------------------------------------------------------------
 
     def _join_hop(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
-        member = _parse_member(payload)
+        member, read_replica = _parse_member(payload)
         if member is None:
             fail(RemoteProtocolError("a join request has the wrong form"))
         else:
-            self._replica.steward.join(member, _answer(reply, fail))
+            steward = self._replica.steward
+            steward.join(member, _answer(reply, fail), read_replica=read_replica)
 
     def _write(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         serve_writes(self._replica, payload, reply, fail)
@@ -143,12 +144,10 @@ def _answer(reply: Reply, fail: Fail) -> Callable[[Any, KvnodeError | None], Non
     return done
 
 
-def _parse_member(payload: Any) -> Member | None:
-    if (
-        isinstance(payload, (list, tuple))
-        and len(payload) == 3
-        and all(isinstance(part, str) and 0 < len(part) <= 512 for part in payload)
-    ):
-        node_id, name, address = payload
-        return Member(NodeId(node_id), name, address)
-    return None
+def _parse_member(payload: Any) -> tuple[Member | None, bool]:
+    """Read ``[id, name, address]``; a fourth part, which only read replicas send, says that it is one."""
+    match payload:
+        case (str(node_id), str(name), str(address), *rest) if rest in ([], [True]):
+            if all(0 < len(text) <= 512 for text in (node_id, name, address)):
+                return Member(NodeId(node_id), name, address), bool(rest)
+    return None, False

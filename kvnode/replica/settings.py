@@ -14,8 +14,14 @@ class ReplicaSettings:
     election_ticks: int = 20
     """Election time-outs are drawn from [election_ticks, 2 * election_ticks)."""
     heartbeat_ticks: int = 2
+    read_replica: bool = False
+    """Join as a learner that never becomes a voter. Looked at when the node joins, and never again."""
+    read_replica_grace_s: float = 3600.0
+    """A read replica that was silent for so long is removed; 0: never."""
     expect: int = 0
     """``--bootstrap-expect``; 0: never bootstrap, only join."""
+    founding_ruled_out: str = ""
+    """Why ``expect`` is 0 although the operator gave a number."""
     has_discovery: bool = True
     """Whether there is anywhere to look for peers; without, a cluster of one starts at once."""
 

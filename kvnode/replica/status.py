@@ -68,6 +68,7 @@ def describe(replica: Replica) -> Status:
         or replica.comparison.alarm
         or replica.write_refusal
         or replica.scaling.problem
+        or _role_differs(replica)
     )
     if not replica.cluster_id and not reason:
         reason = replica.formation.reason
@@ -97,6 +98,21 @@ def describe(replica: Replica) -> Status:
     )
 
 
+def _role_differs(replica: Replica) -> str:
+    """Say so when the setting is not what the node joined as: only a node that joins anew changes that."""
+    membership, own = replica.raft.membership, replica.raft.id
+    wanted = replica.settings.read_replica
+    if membership.member(own) is None or wanted == (own in membership.read_replicas):
+        return ""
+    differs = "no read replica, and was told to be one"
+    if not wanted:
+        differs = "a read replica, and was not told to be one"
+    return (
+        f"this node is {differs}: it stays what it joined as. To change that, remove it (kvnode operator "
+        "raft remove-peer) and start it again"
+    )
+
+
 def _member(replica: Replica, member: Member) -> MemberStatus:
     raft = replica.raft
     own = member.node_id == raft.id
@@ -110,4 +126,5 @@ def _member(replica: Replica, member: Member) -> MemberStatus:
         leader=member.node_id == raft.leader_id,
         connected=own or bool(replica.transport.connected().get(member.node_id)),
         match_index=raft.match_index(member.node_id) if replica.is_leader else Index(0),
+        read_replica=member.node_id in raft.membership.read_replicas,
     )

@@ -49,7 +49,8 @@ class Steward:
     def _watch_learners(self, now: float) -> None:
         """Since when each learner has kept up without a break (RC-44, thesis §4.2.1)."""
         raft = self._replica.raft
-        since = {node: self._caught_up_since.get(node, now) for node in raft.membership.learners}
+        candidates = raft.membership.learners - raft.membership.read_replicas
+        since = {node: self._caught_up_since.get(node, now) for node in candidates}
         self._caught_up_since = {node: at for node, at in since.items() if self._keeps_up(node)}
 
     def _keeps_up(self, learner: NodeId) -> bool:
@@ -73,7 +74,18 @@ class Steward:
         for node, since in sorted(self._caught_up_since.items()):
             if now - since >= stable_s:
                 changes.append(("learner_promoted", node, membership.with_voter(node)))
+        changes += [
+            ("read_replica_removed", node, membership.without(node))
+            for node in sorted(membership.read_replicas)
+            if self._is_given_up(node)
+        ]
         return changes
+
+    def _is_given_up(self, read_replica: NodeId) -> bool:
+        """Whether nothing was heard of a read replica for the grace: it costs no vote to remove it."""
+        settings = self._replica.settings
+        silent_s = self._replica.raft.ticks_since_heard(read_replica) * settings.tick_s
+        return 0 < settings.read_replica_grace_s <= silent_s
 
     def _is_replaced(self, member: Member) -> bool:
         """Whether a newer incarnation of the same name votes in this silent one's place (RC-49)."""
@@ -108,8 +120,8 @@ class Steward:
 
     # -- asked by others ----------------------------------------------------------------------------
 
-    def join(self, member: Member, done: Answer) -> None:
-        """Admit a node as a learner; answers when that is committed.
+    def join(self, member: Member, done: Answer, *, read_replica: bool = False) -> None:
+        """Admit a node as a learner, for good if it is a read replica; answers when that is committed.
 
         The answer is the leader's id. Errors: ``NotLeader``, ``MembershipRefused`` (try again).
         """
@@ -130,7 +142,9 @@ class Steward:
         for node in namesakes:
             if node in membership.learners:
                 wanted = wanted.without(node)
-        self._change(wanted.with_learner(member), "learner_added", member.node_id, done)
+        wanted = wanted.with_learner(member, read_replica=read_replica)
+        what = "read_replica_added" if read_replica else "learner_added"
+        self._change(wanted, what, member.node_id, done)
 
     def remove(self, node_id: NodeId, done: Answer) -> None:
         """Remove a member; answers when that is committed, at once for one that was removed before."""
