@@ -23,6 +23,7 @@ Rooms:
 - ``listener``: what the transport tells. ``peers``: whom to stay connected with.
 - ``sessions``: renewals on their way. ``session_timers``: the leader's clocks. ``lock_delays``: how long ago
   sessions ended, noted by every node.
+- ``expiry``: the leader's clocks of keys.
 - ``addresses``, ``status``, ``pods``, ``codec``, ``settings``.
 
 Invariants:
@@ -35,6 +36,8 @@ Invariants:
 - Discovery gives addresses to try. It never adds, removes or counts a member (RC-56).
 - A cluster is written only after every expected node has durably pledged itself to it (RC-55).
 - While a snapshot is loaded nothing is applied (RC-38).
+- A key that expires is never deleted before its time is over, nor after it was written anew
+  (``expiry``).
 - A session is never ended before its TTL, and what one leader's clock says is not carried on to another
   (RC-61). A lock-delay may be lengthened, and is never shortened (RC-62).
 

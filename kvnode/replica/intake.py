@@ -11,12 +11,13 @@ from kvnode.replica.codec import encode
 from kvnode.replica.facade import Consistency, ReadView
 from kvnode.replica.requests import IN_CORE, ReadRequest, WriteRequest
 from kvnode.store.commands import Command, KvLock, Result, Txn, adds_data
+from kvnode.store.own_commands import KvPut, Once
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
 
 
-_JUDGED = frozenset({KvLock, Txn})
+_JUDGED = frozenset({KvLock, Txn, KvPut, Once})
 """Commands that may lock keys."""
 
 
@@ -129,7 +130,7 @@ class Intake:
         data: list[bytes] = []
         for request in batch:
             command = request.command
-            if isinstance(command, (KvLock, Txn)):
+            if isinstance(command, (KvLock, Txn, KvPut, Once)):
                 verdict = replica.sessions.delays.judge(command)
                 if isinstance(verdict, Result):
                     replica.desk.finish(request, verdict)

@@ -23,6 +23,7 @@ from kvnode.store.commands import (
     TxnOutcome,
     Verb,
 )
+from kvnode.store.own_commands import KvPut, Mode, Once
 from kvnode.store.records import LOCK_DELAY_MAX_NS
 from kvnode.store.store import Store
 
@@ -87,7 +88,7 @@ class LockDelays:
             return True  # it ended just now
         return self._time() - self._times[at] < delay_ns / 1e9
 
-    def judge(self, command: KvLock | Txn) -> Result | Command:
+    def judge(self, command: KvLock | Txn | KvPut | Once) -> Result | Command:
         """Decide whether to propose a command that may lock keys; only a leader asks.
 
         Returns:
@@ -95,7 +96,12 @@ class LockDelays:
             lock-delay runs: of a transaction, that alone is told (spec §6).
         """
         index = self._store.applied_index
-        if isinstance(command, KvLock):
+        if isinstance(command, Once):
+            # It may have been executed already, and then that is the answer: so the log decides.
+            return command._replace(command=self._stamp(command.command))
+        if isinstance(command, KvPut) and command.mode != Mode.LOCK:
+            return command
+        if isinstance(command, (KvLock, KvPut)):
             if self.is_running(command.key):
                 return Result(False, index)
             return command._replace(as_of=index)
@@ -105,3 +111,17 @@ class LockDelays:
             problems = tuple([Problem(at, int(Trouble.LOCK_DELAY)) for at in delayed])
             return Result(TxnOutcome((), problems), index)
         return command._replace(as_of=index) if locks else command
+
+    def _stamp(self, command: Command) -> Command:
+        """Say up to which index lock-delays are over for a command; 0 where one runs that concerns it, so
+        that the store refuses the lock.
+        """
+        keys: list[bytes] = []
+        if isinstance(command, (KvLock, KvPut)):
+            keys = [command.key]
+        elif isinstance(command, Txn):
+            keys = [op.key for op in command.ops if op.verb == Verb.LOCK]
+        if not keys or not isinstance(command, (KvLock, KvPut, Txn)):
+            return command
+        running = any(map(self.is_running, keys))
+        return command._replace(as_of=0 if running else self._store.applied_index)

@@ -64,6 +64,8 @@ class ReplicaSettings:
     """Changes kept as history, counted by key and entry; 0: none."""
     history_bytes_max: int = 64 << 20
     """The same in bytes of the engine; 0: none."""
+    once_age_s: float = 600.0
+    """Idempotency keys are forgotten after this age, in steps of a twentieth of it."""
     compare_interval_s: float = 5.0
     """How often the leader compares its members' data (RC-74)."""
     disk_stall_s: float = 5.0

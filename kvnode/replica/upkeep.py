@@ -1,4 +1,6 @@
-"""Housekeeping: flushing the store, compacting the log, reaping tombstones, trimming history."""
+"""Housekeeping: flushing the store, compacting the log, reaping tombstones, trimming history,
+expiring keys, forgetting idempotency keys.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,47 @@ from typing import TYPE_CHECKING
 from kvnode.errors import KvnodeError, MustStop
 from kvnode.ports import LogBase
 from kvnode.raft.types import Index, Role
+from kvnode.replica.expiry import Expiry
 from kvnode.replica.history import HistoryKeeper
 from kvnode.store.commands import ReapGraves
+from kvnode.store.own_commands import ReapOnce
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
 
 REAP_AT_MOST = 1000
-"""Tombstones reaped by one entry, so that applying it stays short."""
+"""Tombstones, or idempotency keys, forgotten by one entry, so that applying it stays short."""
 
 HOLD_FACTOR = 4
 """A stream to a follower holds compaction back only while the log is below so many times its bounds:
 what is retained is in memory (RC-39, RC-67)."""
+
+
+class _Ages:
+    """How old entries are, by this leader's own clock: marks of time and applied index."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def clear(self) -> None:
+        """Nothing is known to be old."""
+        self._marks.clear()
+
+    def old(self, now: float, applied: int, age_s: float, interval_s: float) -> int:
+        """Mark this moment, about every ``interval_s``; return up to which index entries are older than
+        ``age_s``, once: 0 when that is none more.
+        """
+        marks = self._marks
+        if not marks or now - marks[-1][0] >= interval_s:
+            marks.append((now, applied))
+        found = 0
+        while marks and now - marks[0][0] >= age_s:
+            found = marks.popleft()[1]
+        return found
+
+    def again(self, time: float, index: int) -> None:
+        """Not everything up to ``index`` was reaped: tell it once more."""
+        self._marks.appendleft((time, index))
 
 
 class Upkeep:
@@ -30,21 +61,25 @@ class Upkeep:
         self._replica = replica
         self.history = HistoryKeeper(replica)
         self._flushing = False
-        self._ages: deque[tuple[float, int]] = deque()
-        """(time, applied index) marks for the age of tombstones; this leader's own clock."""
+        self.expiry = Expiry(replica)
+        self._grave_ages = _Ages()
+        self._once_ages = _Ages()
 
-    def tick(self, _now: float) -> None:
-        """What cannot wait for a round: history grows with every write."""
+    def tick(self, now: float) -> None:
+        """What cannot wait for a round: history grows with every write, and keys expire."""
         self.history.look()
+        self.expiry.tick(now)
 
     def run(self, now: float) -> None:
         """One round."""
         self._compact(now)
         if self._replica.raft.role is Role.LEADER:
             self._reap(now)
+            self._reap_once(now)
             self._replica.sessions.reap()
         else:
-            self._ages.clear()
+            self._grave_ages.clear()
+            self._once_ages.clear()
 
     def _compact(self, now: float) -> None:
         """Drop the older half of an outgrown log, after the store has flushed that far (RC-10, RC-39)."""
@@ -87,17 +122,25 @@ class Upkeep:
 
     def _reap(self, now: float) -> None:
         """Propose to forget tombstones that are old enough (spec §2.3)."""
-        replica, ages = self._replica, self._ages
-        settings = replica.settings
-        if not ages or now - ages[-1][0] >= settings.grave_interval_s:
-            ages.append((now, replica.store.applied_index))
-        old = 0
-        while ages and now - ages[0][0] >= settings.grave_age_s:
-            old = ages.popleft()[1]
+        replica, settings = self._replica, self._replica.settings
+        applied = replica.store.applied_index
+        old = self._grave_ages.old(now, applied, settings.grave_age_s, settings.grave_interval_s)
         if not old:
             return
         bound = replica.store.reap_bound(old, REAP_AT_MOST)
         if bound:
             replica.write(ReapGraves(bound), lambda _result, _error: None)
         if 0 < bound < old:
-            ages.appendleft((now - settings.grave_age_s, old))
+            self._grave_ages.again(now - settings.grave_age_s, old)
+
+    def _reap_once(self, now: float) -> None:
+        """Propose to forget idempotency keys that are old enough."""
+        replica, age_s = self._replica, self._replica.settings.once_age_s
+        old = self._once_ages.old(now, replica.store.applied_index, age_s, age_s / 20)
+        if not old:
+            return
+        bound = replica.store.once_bound(old, REAP_AT_MOST)
+        if bound:
+            replica.write(ReapOnce(bound), lambda _result, _error: None)
+        if 0 < bound < old:
+            self._once_ages.again(now - age_s, old)
