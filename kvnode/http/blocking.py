@@ -17,6 +17,7 @@ from kvnode.errors import KvnodeError, Overloaded
 
 if TYPE_CHECKING:
     from kvnode.http.gate import Gate
+    from kvnode.ports import Scheduler, Timer
     from kvnode.replica.facade import Consistency, ReadView, ReplicaFacade
     from kvnode.replica.watches import Watcher, Watches
 
@@ -52,7 +53,7 @@ class Parked:
         """Not parked yet."""
         self.query = query
         self.watcher: Watcher | None = None
-        self.deadline: asyncio.TimerHandle | None = None
+        self.deadline: Timer | None = None
         self.final = False
         """The next look answers, news or not."""
         self.settled = False
@@ -62,11 +63,18 @@ class Parked:
 class Blocking:
     """All blocking queries of one server."""
 
-    def __init__(self, replica: ReplicaFacade, gate: Gate) -> None:
-        """Nobody is waiting."""
+    def __init__(
+        self,
+        replica: ReplicaFacade,
+        gate: Gate,
+        loop: Scheduler | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Nobody is waiting. Time and chance: the running loop's and the process's own, or as given."""
         self._replica = replica
         self._gate = gate
-        self._loop = asyncio.get_running_loop()
+        self._loop: Scheduler = loop or asyncio.get_running_loop()
+        self._rng = rng or random.Random()
         self._parked: dict[Parked, None] = {}
         self._due: dict[Consistency, list[Parked]] = {}
         self._closing = False
@@ -119,7 +127,7 @@ class Blocking:
             callback=lambda index: self._changed(parked, index),
         )
         if parked.deadline is None:
-            wait_s = query.wait_s + random.uniform(0, query.wait_s / JITTER)
+            wait_s = query.wait_s + self._rng.uniform(0, query.wait_s / JITTER)
             parked.deadline = self._loop.call_later(wait_s, self._expire, parked)
         self._parked[parked] = None
         self._gate.park()

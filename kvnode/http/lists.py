@@ -22,6 +22,7 @@ from kvnode.store.records import decode_key, decode_session
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpSettings
+    from kvnode.ports import Scheduler
     from kvnode.store.store import Store
     from kvnode.store.view import View
 
@@ -63,10 +64,10 @@ class WantedSessions(NamedTuple):
 class Lists:
     """All lists of one server that are being built."""
 
-    def __init__(self, settings: HttpSettings) -> None:
-        """Start with none."""
+    def __init__(self, settings: HttpSettings, loop: Scheduler | None = None) -> None:
+        """Start with none; later turns are those of the running loop, or of the one given."""
         self._settings = settings
-        self._loop = asyncio.get_running_loop()
+        self._loop: Scheduler = loop or asyncio.get_running_loop()
         self._active = 0
         """Long lists that go on in later turns."""
         self._waiting: deque[Callable[[], None]] = deque()

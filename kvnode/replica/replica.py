@@ -464,6 +464,9 @@ class Replica:
             else:
                 batch.append((index, None))
                 membership_changed |= kind == EntryKind.MEMBERSHIP
+        if membership_changed:
+            # First: a session that begins in this batch is judged by the members that there are.
+            self.sessions.members_changed()
         results = store.apply_batch(batch)
         if desk.has_proposed:
             for entry, result in zip(committed, results, strict=True):
@@ -472,7 +475,6 @@ class Replica:
         self.session_watches.wake()
         if membership_changed:
             self.peers.refresh()
-            self.sessions.members_changed()
         self.admin.sweep(self.scheduler.time())
         if self.is_leader and not self._spread_due:
             self._spread_due = True

@@ -110,6 +110,26 @@ def test_a_session_ends_between_its_ttl_and_a_second_after_twice_that(
     sound(cluster)
 
 
+def test_a_session_asked_for_while_a_cluster_is_founded_lives() -> None:
+    """Its entry may be applied together with the first membership, by which its node is judged."""
+    cluster = Cluster(3).found()
+    machine = cluster.machines[0]
+    answers = machine.ask(create(A))
+    machine.replica.raft.campaign()
+    machine.replica.wake()
+    cluster.until(lambda: machine.replica.is_leader)
+    for follower in cluster.machines[1:]:
+        follower.journal.queue.hold = True
+    cluster.run(0.2)  # it leads, and nothing at all is committed yet
+    assert not answers.calls
+    for follower in cluster.machines[1:]:
+        follower.journal.queue.hold = False
+        follower.journal.queue.release()
+    assert done(cluster, answers).value is True
+    cluster.run(5.0)
+    assert cluster.machines[0].replica.store.session(A) is not None
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_renewals_keep_a_session_from_any_node(cluster: Cluster, number: int) -> None:
     machine = cluster.machines[number]

@@ -90,6 +90,8 @@ class Bench:
         """Given to clients, and not compared yet."""
         self._unanswered: dict[int, tuple[SimNode, int, str]] = {}
         self._numbers = 0
+        self._last_number: int | None = None
+        self._failure: Exception | None = None
         invariants.on_committed = self._committed
 
     # -- what is known ------------------------------------------------------------------------
@@ -126,8 +128,13 @@ class Bench:
             for listener in self.on_committed:
                 listener(entry.index, command, result.value)
 
-    def compare_answers(self) -> None:
-        """Every answer to a write is what the log says; called after events."""
+    def after_event(self) -> None:
+        """What a client noticed inside of a node's code is raised here, where nothing catches it.
+
+        Every answer to a write is what the log says.
+        """
+        if self._failure is not None:
+            raise self._failure
         for index, value, text in self._answers:
             if index >= len(self._results):
                 raise Violation(f"{text} was answered at {index}, which nobody committed")
@@ -169,7 +176,10 @@ class Bench:
                 return
             over = True
             self.trace(f"{client.name} {text} -> {error if error is not None else value!r}")
-            answered(value, error)
+            try:
+                answered(value, error)
+            except Exception as failure:  # noqa: BLE001  # raised again outside of the node's code
+                self._failure = self._failure or failure
             if not self.winding_down:
                 self.world.after(client.think_s * client.rng.uniform(0.5, 1.5), client.again)
 
@@ -233,13 +243,19 @@ class Bench:
         self.ask(client, node, text, send, answered)
 
     def unanswered(self) -> list[str]:
-        """Requests at processes that still live, without an answer."""
+        """Requests at processes that still live, without an answer, from before the clients stopped."""
+        if self._last_number is None:
+            self._last_number = self._numbers
         self._unanswered = {
             number: item
             for number, item in self._unanswered.items()
             if item[0].is_up and item[0].life == item[1]
         }
-        return [f"{node.name}: {text}" for node, _, text in self._unanswered.values()]
+        return [
+            f"{node.name}: {text}"
+            for number, (node, _, text) in self._unanswered.items()
+            if number <= self._last_number
+        ]
 
     # -- time ---------------------------------------------------------------------------------
 

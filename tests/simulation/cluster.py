@@ -158,7 +158,7 @@ class Simulation:
                 if node.clock is clock:
                     node.check()
                     break
-        self.bench.compare_answers()
+        self.bench.after_event()
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -334,7 +334,7 @@ class Simulation:
     def _finish(self) -> None:
         """Stop the clients, wait for what is under way, and compare everything."""
         self.bench.winding_down = True
-        limit = self.world.now + 10.0
+        limit = self.world.now + 20.0
         while unanswered := self.bench.unanswered():
             self._go_on(limit, f"answers to {unanswered[:3]}")
         limit = self.world.now + 40.0

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from tests.simulation.workloads.base import Workload
+from tests.simulation.workloads.blocking_queries import BlockingQueries
 from tests.simulation.workloads.keys import Keys
+from tests.simulation.workloads.sessions import Sessions
 from tests.simulation.workloads.standing_watches import StandingWatches
+from tests.simulation.workloads.transactions import Transactions
 
 CATALOG: tuple[type[Workload], ...] = (
     Keys,
     StandingWatches,
+    Sessions,
+    Transactions,
+    BlockingQueries,
 )
