@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,7 @@ from kvnode.agent_settings import (
     volume_bytes,
 )
 from kvnode.agent_space import SpaceWatch, reserve_bytes
+from kvnode.agent_tls import Security
 from kvnode.config import Config, Loaded, SettingError
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
@@ -135,6 +137,7 @@ class Agent:
         self._data_dir: DataDir | None = None
         self._leaving = False
         """Told to leave the cluster for good."""
+        self._security: Security | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -179,14 +182,20 @@ class Agent:
                 http_address=http_address(config, config.http_port),
                 expect=expect,
             )
+            security = Security(config)
+            self._security = security
             files = file_bounds(raise_file_limit())
             transport = TcpTransport(
                 hello,
                 bind_host=config.bind,
                 bind_port=config.peer_port,
                 resolve=resolver(config),
+                tls=security.peers,
+                secrets=security.secrets,
                 settings=TransportSettings(accepted_max=files.peers),
             )
+            security.on_secrets = partial(setattr, transport, "secrets")
+            parts.push_async_callback(security.stop)
             parts.push_async_callback(transport.close)
 
             parts.push_async_callback(self._discovery.close)
@@ -235,6 +244,8 @@ class Agent:
             http = HttpServer(
                 HttpContext(
                     replica=replica,
+                    tls=security.http,
+                    tls_refused=security.http_handshake_failed,
                     settings=replace(
                         http_settings(config),
                         connections_max=min(config.http_connections_max, files.clients),
@@ -247,12 +258,14 @@ class Agent:
                     collectors=(
                         DiskCollector(journal, data_dir),
                         TransportCollector(transport.metrics),
+                        security.collector(),
                     ),
                 )
             )
             parts.push_async_callback(http.close)
 
             space.start()
+            security.start()
             await self._start(replica, transport, http)
             await self._stop.wait()
             await self._hand_over(replica)
@@ -321,7 +334,7 @@ class Agent:
         task.add_done_callback(self._tasks.discard)
 
     async def _reload(self) -> None:
-        """Read the settings again: the log level, and the log file by its name."""
+        """Read the settings again: the log level, the log file by its name, certificates and secret."""
         try:
             loaded = self._read_again()
         except SettingError as error:
@@ -329,6 +342,8 @@ class Agent:
             return
         problem = self._logs.reopen()
         self._logs.set_level(loaded.config.log_level)
+        if self._security is not None:
+            await self._security.look(again=True)
         _LOG.info("settings_reloaded", log_level=loaded.config.log_level, problem=problem)
 
     async def _leave(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from kvnode.agent_settings import discovery, peer_address, resolver
+from kvnode.agent_tls import Security
 from kvnode.config import Config
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
@@ -102,7 +103,10 @@ async def _ask_all(config: Config, cluster_id: str) -> Leadership | str:
         http_address="",
         expect=0,
     )
-    transport = TcpTransport(hello, resolve=resolver(config))
+    security = Security(config)
+    transport = TcpTransport(
+        hello, resolve=resolver(config), tls=security.peers, secrets=security.secrets
+    )
     try:
         addresses = [seed.address for seed in await seeds.lookup()][:ADDRESSES_MAX]
         answers = await asyncio.gather(*(_ask(transport, address) for address in addresses))

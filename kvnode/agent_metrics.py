@@ -67,6 +67,8 @@ _PER_PEER = (
 _WHOLE = (
     ("accepted", "Connections accepted."),
     ("refused", "Introductions refused, by us or by a peer."),
+    ("secret_refused", "Peers that did not prove the peer secret."),
+    ("tls_refused", "Peers refused for want of TLS or of a good certificate."),
     ("protocol_errors", "Connections ended because a peer broke the protocol."),
     ("strangers_dropped", "Connections closed before any introduction."),
     ("messages_foreign", "Raft messages of other clusters, ignored."),

@@ -115,6 +115,7 @@ def http_settings(config: Config) -> HttpSettings:
         upload_bytes_max=config.upload_bytes_max,
         close_grace_s=config.shutdown_s / 2,
         ui=config.ui,
+        clients_verified=config.tls_verify_clients and config.tls_http,
     )
 
 

@@ -73,7 +73,9 @@ def settings_schema() -> dict[str, Any]:
     """Return the agent's settings as a JSON schema."""
     from kvnode.config.settings import SETTINGS
 
-    properties = {name: _schema_of(s) for name, s in SETTINGS.items() if name not in OWNED}
+    properties = {
+        name: _schema_of(s) for name, s in SETTINGS.items() if name not in OWNED and not s.secret
+    }
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 

@@ -41,12 +41,21 @@ def sample(name: str) -> tuple[Any, str]:
 NOT_FILES = [name for name in SETTINGS if name not in ("config_file", "dev", "bootstrap")]
 
 
+NEEDS = {
+    "tls_cert_file": ("--tls-key-file=k", "--tls-ca-file=a"),
+    "tls_key_file": ("--tls-cert-file=c", "--tls-ca-file=a"),
+    "tls_verify_clients": ("--tls-cert-file=c", "--tls-key-file=k", "--tls-ca-file=a"),
+}
+"""What cannot be given alone."""
+
+
 @pytest.mark.parametrize("name", NOT_FILES)
 def test_every_setting_is_a_flag_a_variable_and_a_member(name: str, tmp_path: Path) -> None:
     """One declaration gives all three, so none can be forgotten."""
     setting = SETTINGS[name]
     value, text = sample(name)
     others = () if name == "data_dir" else DIR
+    others += NEEDS.get(name, ())
     by_flag = load((*others, f"{setting.flag}={text}"), {})
     by_variable = load(others, {setting.variable: text})
     file = tmp_path / "c.json"
@@ -229,14 +238,63 @@ def test_switches_can_be_turned_off() -> None:
 
 
 def test_consuls_flags_without_meaning_here_are_taken_with_their_values() -> None:
-    loaded = load((*DIR, "-encrypt", "secret", "-raft-protocol=3", "-syslog", "-log-json"), {})
+    loaded = load((*DIR, "-dns-port", "53", "-raft-protocol=3", "-syslog", "-log-json"), {})
     assert [notice.detail.split()[0] for notice in loaded.notices] == [
-        "-encrypt",
+        "-dns-port",
         "-raft-protocol",
         "-syslog",
     ]
-    assert "secret" not in str(loaded.notices), "a secret never reaches the log"
     assert loaded.config.log_format == "json"
+
+
+def test_consuls_tls_members_are_understood(tmp_path: Path) -> None:
+    """Both of its spellings, and what it calls the gossip key."""
+    file = tmp_path / "consul.json"
+    old = {"cert_file": "c", "key_file": "k", "ca_file": "a"}
+    rules = {"verify_incoming": True, "verify_outgoing": True}
+    for document in (
+        {**old, **rules, "encrypt": "pUqJrVyVRj5jsiYEkM/tFQYfWyJIv4s3XkvDwy7Cu5s="},
+        {
+            "tls": {"defaults": {**old, **rules}, "internal_rpc": {"verify_incoming": True}},
+            "encrypt": "pUqJrVyVRj5jsiYEkM/tFQYfWyJIv4s3XkvDwy7Cu5s=",
+        },
+    ):
+        file.write_text(json.dumps(document))
+        loaded = load((*DIR, f"--config-file={file}"), {})
+        found = loaded.config
+        assert loaded.notices == ()
+        assert (found.tls_cert_file, found.tls_key_file, found.tls_ca_file) == ("c", "k", "a")
+        assert found.tls_verify_clients
+        assert found.peer_secret.startswith("pUqJ")
+
+
+def test_a_secret_is_shown_nowhere(tmp_path: Path) -> None:
+    assert "hunter2" not in repr(config("-encrypt=hunter2"))
+    file = tmp_path / "c.json"
+    file.write_text('{"encrypt": ["hunter2"]}')
+    with pytest.raises(SettingError) as error:
+        config(f"--config-file={file}")
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        (("--tls-cert-file=c",), "--tls-key-file"),
+        (("--tls-key-file=k",), "--tls-cert-file"),
+        (("--tls-cert-file=c", "--tls-key-file=k"), "--tls-ca-file"),
+        (("--tls-verify-clients",), "--tls-verify-clients"),
+        (
+            ("--tls-cert-file=c", "--tls-key-file=k", "--tls-peers=off", "--tls-verify-clients"),
+            "--tls-verify-clients",
+        ),
+    ],
+)
+def test_half_of_tls_is_refused(flags: tuple[str, ...], missing: str) -> None:
+    with pytest.raises(SettingError) as error:
+        config(*flags)
+    assert str(error.value).startswith(missing)
+    config("--tls-cert-file=c", "--tls-key-file=k", "--tls-peers=off")
 
 
 def test_cloud_joins_are_reported_not_dialled() -> None:

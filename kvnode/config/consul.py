@@ -32,7 +32,6 @@ IGNORED_VALUES = frozenset(
         "config-format",
         "default-query-time",
         "dns-port",
-        "encrypt",
         "grpc-port",
         "grpc-tls-port",
         "hcl",
@@ -84,6 +83,13 @@ SILENT_MEMBERS = frozenset(
         "ports.serf_wan",
         "performance.raft_multiplier",
         "performance.leave_drain_time",
+        "verify_outgoing",
+        "verify_incoming_rpc",
+        "tls.defaults.verify_outgoing",
+        "tls.internal_rpc.verify_incoming",
+        "tls.internal_rpc.verify_outgoing",
+        "encrypt_verify_incoming",
+        "encrypt_verify_outgoing",
     }
 )
 """Members of a configuration file that are skipped without a word: nothing is lost by it."""

@@ -28,7 +28,8 @@ file named by `--config-file`. Flags win over variables, variables over files, f
 - Consul's flags and members that mean something here are in the last column. Those that mean nothing
   here never stop the start: they are logged as `flag_ignored` or `member_ignored`.
 - A bad value stops the start with exit code 2 and a sentence that begins with its name.
-- SIGHUP reads `log_level` again; every other change needs a restart.
+- SIGHUP reads `log_level` again, and the files of certificates and of the peer secret, which are also noticed
+  by themselves within seconds; every other change needs a restart.
 """
 
 

@@ -41,7 +41,12 @@ _BY_FLAG: dict[str, Setting] = {
 _BY_MEMBER: dict[str, Setting] = {
     path: setting for setting in SETTINGS.values() for path in (setting.name, *setting.consul_json)
 }
-_NOT_SETTINGS = frozenset({"KVNODE_HTTP_ADDR", "KVNODE_HTTP_TOKEN"})
+_NOT_SETTINGS = frozenset(
+    "KVNODE_" + name
+    for name in (
+        "HTTP_ADDR", "HTTP_TOKEN", "HTTP_SSL", "HTTP_SSL_VERIFY", "CACERT", "CLIENT_CERT", "CLIENT_KEY",
+    )
+)  # fmt: skip
 """Variables of the command line's clients."""
 
 # Kubernetes describes every Service to every pod by variables; a Service called kvnode gives
@@ -297,5 +302,25 @@ def _check(config: Config) -> None:
             f"--election-timeout-ms: {config.election_timeout_ms} is not a multiple of "
             f"--tick-ms, {config.tick_ms}"
         )
+    _check_tls(config)
     if config.peer_port and config.peer_port == config.http_port:
         raise SettingError(f"--peer-port: {config.peer_port} is the HTTP port too")
+
+
+def _check_tls(config: Config) -> None:
+    if bool(config.tls_cert_file) != bool(config.tls_key_file):
+        missing = "--tls-key-file" if config.tls_cert_file else "--tls-cert-file"
+        raise SettingError(f"{missing}: certificate and key are given together or not at all")
+    if not config.tls_cert_file:
+        if config.tls_verify_clients:
+            raise SettingError("--tls-verify-clients: needs --tls-cert-file and --tls-key-file")
+        return
+    if config.tls_ca_file:
+        return
+    if config.tls_peers != "off":
+        raise SettingError(
+            "--tls-ca-file: must be given, since nodes verify each other's certificates (or --tls-peers=off, "
+            "for HTTPS alone)"
+        )
+    if config.tls_verify_clients:
+        raise SettingError("--tls-verify-clients: needs --tls-ca-file to verify them against")

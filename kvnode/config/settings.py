@@ -43,6 +43,8 @@ class Setting(NamedTuple):
     """Consul's spellings without the dash, where they differ from our own name."""
     consul_json: tuple[str, ...]
     """Dotted paths of Consul's JSON members."""
+    secret: bool
+    """Its value is shown nowhere: in no error, no log line, and not in ``repr``."""
 
     @property
     def flag(self) -> str:
@@ -66,6 +68,7 @@ def _setting(
     choices: tuple[str, ...] = (),
     flags: tuple[str, ...] = (),
     json: tuple[str, ...] = (),
+    secret: bool = False,
 ) -> Any:
     """Declare one setting; see ``Setting`` for the meaning of each argument."""
     meta = {
@@ -77,14 +80,16 @@ def _setting(
         "choices": choices,
         "consul_flags": flags,
         "consul_json": json,
+        "secret": secret,
     }
-    return dataclasses.field(default=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta, repr=not secret)
 
 
 _NODE = "Node"
 _NETWORK = "Network"
 _CLUSTER = "Cluster"
 _KUBERNETES = "Kubernetes"
+_SECURITY = "Security"
 _LOGS = "Logs"
 _LIMITS = "Limits"
 _TIMING = "Timing"
@@ -291,6 +296,75 @@ class Config:
         unit="s",
         lo=1,
         hi=86_400,
+    )
+
+    # -- security -------------------------------------------------------------------------------
+    tls_cert_file: str = _setting(
+        "",
+        "This node's certificate, PEM, followed by its intermediates. With it both ports speak TLS. It "
+        "must be good for servers and for clients, and for the host in --advertise or for "
+        "--tls-server-name. Read again when it changes.",
+        section=_SECURITY,
+        json=("cert_file", "tls.defaults.cert_file", "tls.internal_rpc.cert_file"),
+    )
+    tls_key_file: str = _setting(
+        "",
+        "The certificate's private key, PEM, without a pass phrase. Read again when it changes.",
+        section=_SECURITY,
+        json=("key_file", "tls.defaults.key_file", "tls.internal_rpc.key_file"),
+    )
+    tls_ca_file: str = _setting(
+        "",
+        "Certificates, PEM, that every other node's must lead to, and those of HTTP clients. Several while "
+        "one CA replaces another. Read again when it changes.",
+        section=_SECURITY,
+        json=("ca_file", "tls.defaults.ca_file", "tls.internal_rpc.ca_file"),
+    )
+    tls_server_name: str = _setting(
+        "",
+        "Name that every node's certificate must be for, whatever address it is dialled at. Empty: the host "
+        "that is dialled.",
+        section=_SECURITY,
+        json=("server_name", "tls.defaults.server_name"),
+    )
+    tls_peers: str = _setting(
+        "require",
+        "What the certificate means for the peer port. require: TLS only; prefer: TLS where the other end "
+        "has it, plain connections too, for the time of a change; off: the certificate is for the HTTP port "
+        "alone.",
+        section=_SECURITY,
+        choices=("require", "prefer", "off"),
+    )
+    tls_http: bool = _setting(
+        True,
+        "Speak HTTPS on the HTTP port. Without effect while there is no --tls-cert-file.",
+        section=_SECURITY,
+    )
+    tls_verify_clients: bool = _setting(
+        False,
+        "Serve only HTTP clients that show a certificate of --tls-ca-file. The routes under /health/ stay "
+        "open, since probes show none.",
+        section=_SECURITY,
+        json=(
+            "verify_incoming", "verify_incoming_https", "tls.defaults.verify_incoming",
+            "tls.https.verify_incoming",
+        ),
+    )  # fmt: skip
+    peer_secret_file: str = _setting(
+        "",
+        "File with the secret that all nodes share, 16 characters or more: whoever cannot prove it is "
+        "refused on the peer port. Several lines: the first proves, all are accepted. Read again when it "
+        "changes.",
+        section=_SECURITY,
+    )
+    peer_secret: str = _setting(
+        "",
+        "The secret itself, rather as the variable than as a flag, which every user of the machine can read. "
+        "Without effect beside --peer-secret-file.",
+        section=_SECURITY,
+        flags=("encrypt",),
+        json=("encrypt",),
+        secret=True,
     )
 
     # -- logs -----------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ def convert(setting: Setting, raw: Any, where: str) -> Value:
 
 def _text(setting: Setting, raw: Any, where: str) -> str:
     if not isinstance(raw, str):
-        raise SettingError(f"{where}: expected text, not {raw!r}")
+        shown = type(raw).__name__ if setting.secret else repr(raw)
+        raise SettingError(f"{where}: expected text, not {shown}")
     if not setting.choices:
         return raw
     # Consul writes levels in capitals and has longer names for two of them.

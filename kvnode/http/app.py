@@ -43,6 +43,13 @@ _BAD_TARGET = Response(400, TEXT_TYPE, b"400 Bad Request: invalid request target
 _SLOW = Response(408, TEXT_TYPE, b"the request's body did not arrive in time; nothing was stored")
 _SPARED = (b"/health/", b"/metrics")
 """Whoever asks whether an overloaded node lives must not be told to come back later."""
+_OPEN = b"/health/"
+"""Probes of a kubelet show no certificate."""
+_NO_CERTIFICATE = Response(
+    403,
+    TEXT_TYPE,
+    b"a client certificate is required, of the CA in this node's --tls-ca-file; nothing was stored\n",
+)
 _SLOW_HEAD = Response(408, TEXT_TYPE, b"the request did not arrive in time\n")
 _LONG_HEAD = Response(431, TEXT_TYPE, b"the request's head is too long\n")
 _BROKEN = Response(400, TEXT_TYPE, b"the request's body is malformed; nothing was stored")
@@ -100,6 +107,8 @@ class App:
         raw_path, _, raw_query = _target(request).partition(b"?")
         v1 = not raw_path.startswith(b"/kv/") and raw_path.startswith(b"/v1")
         refusal = gate.refusal() if not raw_path.startswith(_SPARED) else None
+        strange = self._settings.clients_verified and not raw_path.startswith(_OPEN)
+        strange = strange and not request.get_extra_info("peercert")
         handler = request.protocol
         close |= isinstance(handler, _Handler) and handler.once
         gate.enter()
@@ -107,6 +116,8 @@ class App:
             if refusal is not None:
                 close = True
                 response = errors.refuse(refusal, v1=v1, write=method in WRITES)
+            elif strange:
+                label, response, close = "no_certificate", _NO_CERTIFICATE, True
             elif request.version < (1, 0) or not raw_path.startswith(b"/"):
                 label, response, close = "bad_request", _BAD_TARGET, True
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from kvnode.replica.facade import ReplicaFacade
+    from kvnode.tls.listener import Refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,8 @@ class HttpSettings:
     """For how long a node without a leader stays ready: an election must not empty the Service."""
     pods_timeout_s: float = 3.0
     """For finding and asking all pods."""
+    clients_verified: bool = False
+    """Only the health routes are served without a client certificate; the TLS layer has verified the rest."""
     fast_path: bool = True
     """Serve the KV routes without aiohttp. Off: the same answers, more slowly."""
     ui: bool = True
@@ -98,5 +102,9 @@ class HttpContext:
     """``PUT /v1/agent/reload``; None: the route answers that it cannot."""
     leave: Callable[[], Awaitable[None]] | None = None
     """``PUT /v1/agent/leave``; starts to leave and returns."""
+    tls: Callable[[], ssl.SSLContext] | None = None
+    """Gives the context for the next connection; None: plain HTTP."""
+    tls_refused: Callable[[Refusal], None] = lambda _: None
+    """Told of connections that failed the handshake."""
     collectors: tuple[Collector, ...] = field(default=())
     """Further metrics of the process, read at each scrape."""

@@ -176,6 +176,7 @@ class Connection(asyncio.Protocol):
         "_reading_paused",
         "_receiving",
         "_refusal",
+        "_strange",
         "_transport",
         "_write_in_progress",
         "_writing_paused",
@@ -216,6 +217,8 @@ class Connection(asyncio.Protocol):
         self._writing_paused = False
         self._write_in_progress = False
         self._refusal: Overloaded | None = None
+        self._strange = False
+        """No client certificate was shown where one is needed; the full shell knows what is left."""
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
 
     # --- what the transport calls ----------------------------------------------------------
@@ -228,6 +231,9 @@ class Connection(asyncio.Protocol):
         gate.connections += 1
         hub.connections.add(self)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        self._strange = hub.settings.clients_verified and not self._transport.get_extra_info(
+            "peercert"
+        )
         self._refusal = gate.connection_refusal()
         if self._refusal is None:
             self.deadline = hub.time() + hub.settings.idle_timeout_s
@@ -327,7 +333,7 @@ class Connection(asyncio.Protocol):
             return 0
         if self._refusal is not None:
             return self._refuse_connection(data, at)
-        if not settings.fast_path:
+        if self._strange or not settings.fast_path:
             return self._leave_to_full_shell()
         end = data.find(b"\r\n\r\n", at)
         if end < 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import TYPE_CHECKING
 
 from kvnode.http.app import App
@@ -14,11 +13,21 @@ from kvnode.http.kv import Backend
 from kvnode.http.lists import Lists
 from kvnode.http.metrics import Recorder, build_registry
 from kvnode.http.table import build_router
+from kvnode.tls import TlsListener
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpContext
 
 _BACKLOG = 1024
+_HANDSHAKE_S = 10.0
+"""For a client to begin its handshake, and to end it."""
+_HANDSHAKES_MAX = 512
+"""At a time; the oldest gives way."""
+_PLAIN_ANSWER = (
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+    b"Client sent an HTTP request to an HTTPS server.\n"
+)
+"""What Go's server says, and so Consul's."""
 
 
 class HttpServer:
@@ -42,25 +51,41 @@ class HttpServer:
         self._app = App(context, self.router, self.recorder, self.gate)
         self._web_server = self._app.build_server()
         self._hub = Hub(settings, backend, self.recorder, self.gate, self._web_server)
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsListener | None = None
+        self._tls, self._tls_refused = context.tls, context.tls_refused
 
     @property
     def port(self) -> int:
         """The port that is bound; useful after asking for port 0."""
-        assert self._server is not None, "not started"
-        port: int = self._server.sockets[0].getsockname()[1]
+        server = self._server
+        assert server is not None, "not started"
+        if isinstance(server, TlsListener):
+            return server.port
+        port: int = server.sockets[0].getsockname()[1]
         return port
 
-    async def start(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+    async def start(self, host: str, port: int) -> None:
         """Listen. Port 0 takes a free one.
 
         Raises:
             OSError: The address cannot be bound.
         """
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            self._hub.make_connection, host, port, ssl=tls, backlog=_BACKLOG
-        )
+        if self._tls is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(
+                self._hub.make_connection, host, port, backlog=_BACKLOG
+            )
+        else:
+            listener = TlsListener(
+                self._tls,
+                self._hub.make_connection,
+                self._tls_refused,
+                plain_answer=lambda: _PLAIN_ANSWER,
+                handshake_timeout_s=_HANDSHAKE_S,
+                waiting_max=_HANDSHAKES_MAX,
+            )
+            await listener.start(host, port, _BACKLOG)
+            self._server = listener
         self._hub.start()
 
     async def close(self) -> None:
@@ -74,5 +99,7 @@ class HttpServer:
         self._web_server.pre_shutdown()
         await self.gate.wait_idle(self._settings.close_grace_s)
         self._hub.close()
+        if isinstance(self._server, TlsListener):
+            await self._server.wait_closed()
         await self._web_server.shutdown(timeout=0.1)
         self._server = None

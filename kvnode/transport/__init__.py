@@ -7,8 +7,9 @@ beside this file is the wire protocol.
 Vocabulary:
 
 - *frame*: a 4-byte length and a msgpack array; its first element is its *kind* (``framing``).
-- *introduction*: the ``HELLO`` frame, both ways, before anything else (``handshake``). A connection
-  whose two ends accepted each other is *greeted*.
+- *introduction*: the ``HELLO`` frame, both ways (``handshake``), wrapped into a *proof* of the peer secret
+  where there is one (``secret``), inside TLS where there are certificates (``peer_tls``). A connection whose
+  two ends accepted each other is *greeted*.
 - *lane*: what a connection is for. *fast*: heartbeats, votes and replies. *bulk*: entries, requests and
   answers. *ask*: one question to whoever lives at an address. *snapshot*: one snapshot.
 - *dialler* and *listener*: every node dials every peer, so two nodes share four connections. Raft
@@ -25,13 +26,15 @@ Invariants:
   cluster, from one that the driver agreed to; and each names the peer it really came from.
 - Identity is the node id that the other end states, never its address; addresses are resolved at each
   dial, and whoever answers must be the node that was looked for (RC-53).
+- With a peer secret nothing is accepted before the other end proved it, not even a refusal that would cost
+  this node its data; with certificates a node is heard only under one that names where it lives.
 - Of one incarnation only the newest process is listened to (RC-52, RC-54).
 - Completions are called exactly once, and never from inside the call that asked.
 - What was given to a socket may have arrived: its error says ``took_effect="unknown"``; "no" is said
   only of what was never written (RC-58).
 - ``send_snapshot`` succeeds only after the peer said, after the end, that all of it is durable.
 
-Not done here: TLS; persistence of the boot numbers seen (a node that has just started believes the
+Not done here: persistence of the boot numbers seen (a node that has just started believes the
 first one it meets); resuming a broken snapshot; compression; any decision about membership.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Protocol, cast
 
@@ -34,7 +35,9 @@ from kvnode.transport.handshake import (
     refused_frame,
 )
 from kvnode.transport.metrics import PeerCounters
+from kvnode.transport.peer_tls import SPEAKS_TLS
 from kvnode.transport.requests import Answer, Asked
+from kvnode.transport.secret import NO_PROOF, NO_SECRET_HERE, WRONG_SECRET, Proof, Secrets
 from kvnode.transport.settings import TransportSettings
 
 USER_TIMEOUT_MS = 8000
@@ -48,6 +51,8 @@ class Hub(Protocol):
     hello: Hello
     settings: TransportSettings
     loop: asyncio.AbstractEventLoop
+    secrets: Secrets
+    """What a new connection has to prove."""
 
     def opened(self, connection: Connection) -> None:
         """The TCP connection exists; nothing is known about the other end."""
@@ -61,8 +66,15 @@ class Hub(Protocol):
         """Both ends accepted each other; ``connection.peer`` is set."""
         ...
 
-    def refused(self, connection: Connection, refused: Refused) -> None:
-        """The other end refused us; the connection closes."""
+    def refused(self, connection: Connection, refused: Refused, *, proven: bool) -> None:
+        """The other end refused us; the connection closes.
+
+        ``proven``: it proved the peer secret before, or no proof was asked for.
+        """
+        ...
+
+    def unproven(self, connection: Connection, text: str) -> None:
+        """The other end did not prove the peer secret; it is refused."""
         ...
 
     def raft_frame(self, connection: Connection, frame: tuple[Any, ...]) -> None:
@@ -137,10 +149,14 @@ class Connection(asyncio.Protocol):
         self.snapshot: SnapshotEnd | None = None
         self.dropping = False
         """The write buffer is full and the driver was told; reset when something goes out again."""
-        self.reason = "connection lost"
+        self.reason = _LOST
+        self._is_tls = False
         self._told: Hello | None = None
         self._transport: asyncio.Transport | None = None
-        self._decoder = FrameDecoder(framing.HELLO_BYTES_MAX)
+        self._decoder = FrameDecoder(framing.STRANGER_BYTES_MAX)
+        self._proof: Proof | None = None
+        self._proven = False
+        """The other end knows the peer secret."""
         self._queue: list[bytes] = []
         self._queued_bytes = 0
         self._heard = True
@@ -155,13 +171,18 @@ class Connection(asyncio.Protocol):
         # Always a TCP transport here; uvloop's does not inherit from asyncio.Transport.
         transport = cast(asyncio.Transport, transport)
         self._transport = transport
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
         peer_name = transport.get_extra_info("peername")
         self.host = str(peer_name[0]) if peer_name else "?"
         _tune(transport.get_extra_info("socket"))
         transport.set_write_buffer_limits(high=self.hub.settings.bulk_bytes_max)
         self.hub.opened(self)
-        if self.lane is not None and self.is_open:
+        if self.lane is None or not self.is_open:
+            return
+        if self.hub.secrets.proving is None:
             self._introduce()
+        else:
+            self._write(self._begin_proof().challenge())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everybody who waits. Called once, by the transport or by ``abort``."""
@@ -173,6 +194,8 @@ class Connection(asyncio.Protocol):
         self._queue.clear()
         self._queued_bytes = 0
         if not self.outcome.done():
+            if self._is_tls and exc is None and self.reason == _LOST:
+                reason = _LOST_TLS  # what TLS 1.3 makes of a certificate that the other end refuses
             self.outcome.set_result(PeerUnreachable(reason, took_effect="no"))
         if not self.closed.done():
             self.closed.set_result(reason)
@@ -185,6 +208,11 @@ class Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         """Whether anything may be written."""
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def certificate(self) -> Mapping[str, Any] | None:
+        """The certificate that the other end showed; None or empty: none, or no TLS."""
+        return None if self._transport is None else self._transport.get_extra_info("peercert")
 
     @property
     def is_greeted(self) -> bool:
@@ -225,8 +253,10 @@ class Connection(asyncio.Protocol):
                 if not self.is_open:
                     return
         except RemoteProtocolError as error:
-            self.hub.violated(self, error)
-            self.abort(f"protocol violated: {error}")
+            foreign = self.peer is None and data[:2] == _TLS_RECORD
+            violation = RemoteProtocolError(SPEAKS_TLS) if foreign else error
+            self.hub.violated(self, violation)
+            self.abort(f"protocol violated: {violation}")
 
     def eof_received(self) -> bool:
         """The other end closed: so do we."""
@@ -243,9 +273,65 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _on_introduction(self, frame: tuple[Any, ...]) -> None:
-        if self.dialed and frame[0] == framing.REFUSED:
-            self._on_refused(frame)
+        """A frame of somebody who has not introduced itself: see ``secret`` for the order of things."""
+        kind = frame[0]
+        if kind == framing.CHALLENGE:
+            self._on_challenge(frame)
+        elif kind == framing.PROOF:
+            self._on_proof(frame)
+        elif self.dialed and kind == framing.REFUSED:
+            self._on_refused(frame, proven=self._proof is None)
+        elif self.dialed and self._proof is not None:
+            self._refuse_unproven("the peer introduced itself without a proof of the peer secret")
+        elif not self.dialed and not self.hub.secrets.none_accepted:
+            self._refuse_unproven(NO_PROOF)
+        else:
+            self._on_greeting(frame)
+
+    def _on_challenge(self, frame: tuple[Any, ...]) -> None:
+        if self.dialed:
+            if self._proof is None:
+                raise RemoteProtocolError("a challenge for the peer secret that nobody asked for")
+            self._proof.on_challenge(frame)
+            self._introduce()
+        elif self._proof is not None:
+            raise RemoteProtocolError("a second challenge")
+        elif not self.hub.secrets.accepted:
+            self._refuse_unproven(NO_SECRET_HERE)
+        else:
+            proof = self._begin_proof()
+            proof.on_challenge(frame)
+            self._write(proof.challenge())
+
+    def _on_proof(self, frame: tuple[Any, ...]) -> None:
+        if self._proof is None:
+            raise RemoteProtocolError("a proof that nobody asked for")
+        body = self._proof.check(frame)
+        if body is None:
+            self._refuse_unproven(WRONG_SECRET)
             return
+        self._proven = True
+        inner = unpack_hello_frame(body)
+        if self.dialed and inner[0] == framing.REFUSED:
+            self._on_refused(inner, proven=True)
+        else:
+            self._on_greeting(inner)
+
+    def _begin_proof(self) -> Proof:
+        channel = b""
+        if self._is_tls and self._transport is not None:
+            tls = self._transport.get_extra_info("ssl_object")
+            # The client's Finished message: a code over the whole handshake, under a key of this very
+            # connection, in TLS 1.3 as well. Sessions are not resumed, so it is no older one's.
+            channel = tls.get_channel_binding("tls-unique") or b""
+        self._proof = Proof(self.hub.secrets, dialed=self.dialed, channel=channel)
+        return self._proof
+
+    def _refuse_unproven(self, text: str) -> None:
+        self.hub.unproven(self, text)
+        self.refuse(Refusal.SECRET, text)
+
+    def _on_greeting(self, frame: tuple[Any, ...]) -> None:
         greeting = parse_hello(frame)
         if not self.dialed:
             self.lane = greeting.lane
@@ -263,11 +349,11 @@ class Connection(asyncio.Protocol):
             self.outcome.set_result(greeting.hello)
         self.hub.greeted(self)
 
-    def _on_refused(self, frame: tuple[Any, ...]) -> None:
+    def _on_refused(self, frame: tuple[Any, ...], *, proven: bool) -> None:
         refused = parse_refused(frame)
         if not self.outcome.done():
             self.outcome.set_result(PeerUnreachable(f"refused: {refused.text}", took_effect="no"))
-        self.hub.refused(self, refused)
+        self.hub.refused(self, refused, proven=proven)
         self.abort(f"refused: {refused.text}")
 
     def _on_frame(self, frame: tuple[Any, ...]) -> None:
@@ -292,7 +378,7 @@ class Connection(asyncio.Protocol):
         elif kind == framing.HELLO:
             self._on_new_hello(frame)
         elif kind == framing.REFUSED:
-            self._on_refused(frame)
+            self._on_refused(frame, proven=True)
         elif self.lane is Lane.SNAPSHOT:
             self._on_snapshot_frame(frame)
         else:
@@ -361,7 +447,8 @@ class Connection(asyncio.Protocol):
 
     def refuse(self, refusal: Refusal, text: str) -> None:
         """Say why, and close."""
-        self._write(pack_frame(refused_frame(refusal, text, self.hub.hello)))
+        frame = pack_frame(refused_frame(refusal, text, self.hub.hello))
+        self._write(frame if self.dialed else self._vouched(frame))
         self.close(f"refused: {text}")
 
     def reintroduce(self) -> None:
@@ -388,7 +475,16 @@ class Connection(asyncio.Protocol):
     def _introduce(self) -> None:
         assert self.lane is not None, "known from dialling, or from the other end's introduction"
         self._told = self.hub.hello
-        self._write(pack_frame(hello_frame(self._told, self.lane, self.expected)))
+        frame = pack_frame(hello_frame(self._told, self.lane, self.expected))
+        self._write(self._vouched(frame))
+
+    def _vouched(self, frame: bytes) -> bytes:
+        """Wrap an introduction's frame into our proof, when the other end waits for one."""
+        proof = self._proof
+        if proof is None or self.peer is not None:
+            return frame
+        waits = proof.is_challenged and not self._proven if self.dialed else self._proven
+        return proof.prove(frame) if waits else frame
 
     def _answer(self, request_id: int, value: Any, error: KvnodeError | None) -> None:
         self.serving -= 1
@@ -454,6 +550,12 @@ class Connection(asyncio.Protocol):
         return None if self.peer is None else self.peer.node_id
 
 
+_LOST = "connection lost"
+_LOST_TLS = (
+    "it ended the connection right after the TLS handshake: its log says why it refused our "
+    "certificate"
+)
+_TLS_RECORD = b"\x16\x03"
 _PING = pack_frame((framing.PING,))
 _PONG = pack_frame((framing.PONG,))
 _RAFT_LANES = frozenset({Lane.FAST, Lane.BULK})

@@ -18,7 +18,8 @@ HEADER_BYTES: Final = 4
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024 + 64 * 1024
 """The largest batch of entries (8 MiB) and what is around it."""
 HELLO_BYTES_MAX: Final = 4096
-"""All that a stranger can make us keep."""
+STRANGER_BYTES_MAX: Final = HELLO_BYTES_MAX + 128
+"""All that a stranger can make us keep: an introduction inside its proof of the peer secret."""
 ARRAY_LEN_MAX: Final = 8192
 """Elements of one array. The decoder reserves 8 bytes per *announced* element at up to 1,024 levels,
 so this also bounds what a lying header can cost for a moment: 64 MiB."""
@@ -42,6 +43,8 @@ SNAPSHOT_CHUNK: Final = 10
 SNAPSHOT_ACK: Final = 11
 SNAPSHOT_END: Final = 12
 SNAPSHOT_DONE: Final = 13
+CHALLENGE: Final = 14
+PROOF: Final = 15
 
 _packer = msgpack.Packer(autoreset=False)
 

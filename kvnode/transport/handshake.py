@@ -59,6 +59,17 @@ class Refusal(Enum):
     """A newer process of the same incarnation has been seen (RC-52, RC-54)."""
     DUPLICATE = "duplicate"
     """The same incarnation and boot number at two addresses: a cloned data directory (RC-52)."""
+    SECRET = "secret"
+    """No proof of the peer secret, or one that does not fit."""
+    CERTIFICATE = "certificate"
+    """The TLS certificate is not for a server of this cluster, or not for the one it says it is."""
+    TLS = "tls"
+    """A plain connection where TLS is required."""
+
+
+UNPROVEN: Final = frozenset({Refusal.SECRET, Refusal.TLS, Refusal.CERTIFICATE})
+"""Reasons that are told to somebody who has proved nothing, and believed from somebody who has not:
+they only tell the operator what to do."""
 
 
 class Greeting(NamedTuple):

@@ -35,6 +35,11 @@ class TransportMetrics:
     accepted: int = 0
     refused: int = 0
     """Introductions refused, by us or by a peer."""
+    secret_refused: int = 0
+    """Peers that did not prove the peer secret."""
+    tls_refused: int = 0
+    """Connections refused before any introduction for want of TLS or of a good certificate, and peers
+    whose certificate is for somebody else."""
     protocol_errors: int = 0
     strangers_dropped: int = 0
     """Connections closed before any introduction: too many, or silent for too long."""

@@ -21,6 +21,7 @@ from kvnode.raft.types import NodeId
 from kvnode.transport.connection import Connection, Hub
 from kvnode.transport.handshake import Lane
 from kvnode.transport.metrics import PeerCounters
+from kvnode.transport.peer_tls import PeerTls, why_not
 from kvnode.transport.resolve import Resolve, parse_candidates
 
 IPS_MAX = 4
@@ -34,6 +35,8 @@ class PeerOwner(Hub, Protocol):
 
     resolve: Resolve
     rng: random.Random
+    tls: PeerTls | None
+    """None: plain connections."""
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task that the transport owns: its failure is reported, ``close`` ends it."""
@@ -127,7 +130,7 @@ async def _attempt(
         return error
     last = PeerUnreachable(f"{address}: no address", took_effect="no")
     for target in targets[:IPS_MAX]:
-        result = await _attempt_ip(owner, target, lane, expected)
+        result = await _attempt_ip(owner, target, address.host, lane, expected)
         if isinstance(result, Connection):
             return result
         last = PeerUnreachable(f"{target}: {result}", took_effect="no")
@@ -135,20 +138,50 @@ async def _attempt(
 
 
 async def _attempt_ip(
-    owner: PeerOwner, target: Address, lane: Lane, expected: str
+    owner: PeerOwner, target: Address, name: str, lane: Lane, expected: str
+) -> Connection | KvnodeError:
+    tls = owner.tls
+    if tls is None:
+        return await _attempt_once(owner, target, name, lane, expected)
+    result = await _attempt_once(owner, target, name, lane, expected, tls)
+    if tls.required or isinstance(result, Connection):
+        return result
+    return await _attempt_once(owner, target, name, lane, expected)
+
+
+async def _attempt_once(
+    owner: PeerOwner,
+    target: Address,
+    name: str,
+    lane: Lane,
+    expected: str,
+    tls: PeerTls | None = None,
 ) -> Connection | KvnodeError:
     settings = owner.settings
     connection = Connection(owner, lane, expected)
+    timeout_s, options = settings.connect_timeout_s, dict[str, Any]()
+    if tls is not None:
+        timeout_s += settings.greet_timeout_s
+        name = tls.server_name or name.rstrip(".")
+        options = {
+            "ssl": tls.client(),
+            "server_hostname": name,
+            "ssl_handshake_timeout": settings.greet_timeout_s,
+            "ssl_shutdown_timeout": settings.greet_timeout_s,
+        }
     try:
-        async with asyncio.timeout(settings.connect_timeout_s):
-            await owner.loop.create_connection(lambda: connection, target.host, target.port)
+        async with asyncio.timeout(timeout_s):
+            await owner.loop.create_connection(
+                lambda: connection, target.host, target.port, **options
+            )
         async with asyncio.timeout(settings.greet_timeout_s):
             outcome = await asyncio.shield(connection.outcome)
     except TimeoutError:
         connection.abort("no answer in time")
         return PeerUnreachable("no answer in time", took_effect="no")
     except (OSError, ValueError, OverflowError) as cause:  # the address may be nonsense
-        return PeerUnreachable(str(cause), took_effect="no")
+        reason = why_not(cause, name) if tls is not None else str(cause)
+        return PeerUnreachable(reason, took_effect="no")
     except asyncio.CancelledError:
         connection.abort("no longer wanted")
         raise

@@ -20,33 +20,38 @@ from kvnode.errors import (
     Overloaded,
     PeerUnreachable,
     RemoteProtocolError,
-    Timeout,
 )
 from kvnode.ports import Done, Hello, Timer, TransportHandler
 from kvnode.raft.messages import AppendEntries, InstallSnapshot, Message
 from kvnode.raft.types import NodeId, SnapshotMeta
-from kvnode.transport import framing
+from kvnode.tls.listener import Refusal as HandshakeRefusal
+from kvnode.tls.listener import TlsListener
+from kvnode.transport import errands, framing
 from kvnode.transport.codec import TAGS, decode_message, encode_message
 from kvnode.transport.connection import Connection
 from kvnode.transport.framing import pack_frame
 from kvnode.transport.handshake import (
     Boots,
     Greeting,
-    Lane,
     Refusal,
     Refused,
     check_hello,
     judge,
     misdirected,
+    refused_frame,
 )
 from kvnode.transport.metrics import LogBrake, TransportMetrics
-from kvnode.transport.peer import Peer, PeerLane, dial
+from kvnode.transport.peer import Peer, PeerLane
+from kvnode.transport.peer_tls import PLAIN_REFUSED, PeerTls
 from kvnode.transport.requests import Answer
 from kvnode.transport.resolve import Resolve, ThreadResolver
+from kvnode.transport.secret import Secrets
 from kvnode.transport.settings import TransportSettings
-from kvnode.transport.snapshot_stream import Incoming, Outgoing
+from kvnode.transport.snapshot_stream import Incoming
 
 log = structlog.get_logger(__name__)
+
+NO_SECRETS = Secrets()
 
 
 def _nobody_removed(_: NodeId) -> bool:
@@ -60,6 +65,8 @@ class TcpTransport:
         handler: The driver. Set before ``start``.
         is_removed: Which incarnations the cluster has removed (RC-47); set by the driver, cheap.
         metrics: Counters.
+        secrets: The peer secrets; new ones count from the next connection on.
+        tls: Certificates, or None.
         port: The port that is listened on, once started.
     """
 
@@ -73,6 +80,8 @@ class TcpTransport:
         rng: random.Random | None = None,
         settings: TransportSettings | None = None,
         resolve: Resolve | None = None,
+        tls: PeerTls | None = None,
+        secrets: Secrets = NO_SECRETS,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """Make a transport that neither listens nor dials yet.
@@ -86,6 +95,8 @@ class TcpTransport:
             rng: Jitter of the back-off.
             settings: Bounds and times.
             resolve: Looks names up; the default asks ``getaddrinfo`` in threads.
+            tls: Certificates; None: plain connections.
+            secrets: What peers have to prove, and what we prove to them.
             loop: The running loop by default.
 
         Raises:
@@ -96,6 +107,8 @@ class TcpTransport:
         self.settings = settings or TransportSettings()
         self.rng = rng or random.Random()
         self.resolve: Resolve = resolve or ThreadResolver()
+        self.tls = tls
+        self.secrets = secrets
         self.metrics = TransportMetrics()
         self.is_removed: Callable[[NodeId], bool] = _nobody_removed
         self.port = 0
@@ -103,6 +116,7 @@ class TcpTransport:
         self._hello = hello
         self._bind = (bind_host, bind_port)
         self._server: asyncio.Server | None = None
+        self._tls_listener: TlsListener | None = None
         self._peers: dict[NodeId, Peer] = {}
         self._connections: dict[Connection, None] = {}
         self._accepted = 0
@@ -126,10 +140,15 @@ class TcpTransport:
             OSError: The address cannot be bound.
         """
         assert self.handler is not None, "the driver must be known before anything arrives"
-        assert self._server is None, "started twice"
+        assert not self.port, "started twice"
         host, port = self._bind
-        self._server = await self.loop.create_server(lambda: Connection(self), host, port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        if self.tls is None:
+            self._server = await self.loop.create_server(lambda: Connection(self), host, port)
+            self.port = self._server.sockets[0].getsockname()[1]
+        else:
+            self._tls_listener = self._make_tls_listener(self.tls)
+            await self._tls_listener.start(host, port)
+            self.port = self._tls_listener.port
         if self._hello.address.endswith(":0"):
             advertised = parse_address(self._hello.address)
             self._hello = self._hello._replace(address=str(Address(advertised.host, self.port)))
@@ -143,6 +162,9 @@ class TcpTransport:
             self._timer.cancel()
         if self._server is not None:
             self._server.close()
+        if self._tls_listener is not None:
+            self._tls_listener.close()
+            await self._tls_listener.wait_closed()
         peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
             await peer.close()
@@ -272,10 +294,11 @@ class TcpTransport:
         else:
             if self._asks < self.settings.asks_max and not self._closing:
                 self._asks += 1
-                _ = self.spawn(
-                    self._ask(target, method, payload, self.loop.time() + timeout_s, done),
-                    f"ask {address}",
+                deadline = self.loop.time() + timeout_s
+                task = self.spawn(
+                    errands.ask(self, target, method, payload, deadline, done), f"ask {address}"
                 )
+                task.add_done_callback(self._asked)
                 return
             error = Overloaded("too many addresses are being asked")
         self.loop.call_soon(done, None, error)
@@ -297,13 +320,24 @@ class TcpTransport:
             error = Overloaded(f"a snapshot is on its way to {to} already")
         else:
             self._streaming.add(to)
-            _ = self.spawn(self._stream(peer, term, meta, next_chunk, done), f"snapshot to {to}")
+
+            def finished(problem: KvnodeError | None) -> None:
+                self._streaming.discard(to)
+                self.metrics.snapshots_sent += problem is None
+                done(problem)
+
+            _ = self.spawn(
+                errands.stream(self, peer, term, meta, next_chunk, finished), f"snapshot to {to}"
+            )
             return
         self.loop.call_soon(done, error)
 
     def connected(self) -> Mapping[NodeId, bool]:
         """See ``kvnode.ports.Transport``: true when both lanes are up."""
         return {node_id: peer.is_connected for node_id, peer in self._peers.items()}
+
+    def _asked(self, _: object) -> None:
+        self._asks -= 1
 
     # --- out --------------------------------------------------------------------------------------
 
@@ -317,70 +351,6 @@ class TcpTransport:
                 self._send(lane, [message])
             return
         lane.send(frame, len(encoded))
-
-    async def _ask(
-        self,
-        address: Address,
-        method: str,
-        payload: Any,
-        deadline: float,
-        done: Done[tuple[Hello, Any]],
-    ) -> None:
-        connection: Connection | None = None
-        error: KvnodeError
-        try:
-            async with asyncio.timeout_at(deadline):
-                connection = await dial(self, [address], Lane.ASK, "")
-            answer: asyncio.Future[tuple[Any, KvnodeError | None]] = self.loop.create_future()
-
-            def answered(value: Any, problem: KvnodeError | None) -> None:
-                if not answer.done():
-                    answer.set_result((value, problem))
-
-            connection.request(method, payload, deadline, answered)
-            value, problem = await answer
-            if problem is None:
-                assert connection.peer is not None, "dial returns greeted connections"
-                done((connection.peer, value), None)
-                return
-            error = problem
-        except TimeoutError:
-            error = Timeout(f"{address} was not reached in time", took_effect="no")
-        except KvnodeError as failure:
-            error = failure
-        except asyncio.CancelledError:
-            done(None, PeerUnreachable("this node is stopping", took_effect="unknown"))
-            raise
-        finally:
-            self._asks -= 1
-            if connection is not None:
-                connection.close("answered")
-        done(None, error)
-
-    async def _stream(
-        self,
-        peer: Peer,
-        term: int,
-        meta: SnapshotMeta,
-        next_chunk: Callable[[Done[bytes]], None],
-        done: Callable[[KvnodeError | None], None],
-    ) -> None:
-        connection: Connection | None = None
-        error: KvnodeError | None = None
-        try:
-            connection = await dial(self, peer.candidates, Lane.SNAPSHOT, peer.node_id)
-            await Outgoing(connection).run(term, meta, next_chunk)
-            self.metrics.snapshots_sent += 1
-        except KvnodeError as failure:
-            error = failure
-        except asyncio.CancelledError:
-            done(PeerUnreachable("this node is stopping"))
-            raise
-        finally:
-            self._streaming.discard(peer.node_id)
-            if connection is not None:
-                connection.abort("snapshot stream finished")
-        done(error)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task that this transport owns: its failure is reported, ``close`` ends it."""
@@ -430,6 +400,8 @@ class TcpTransport:
             expected=connection.expected,
             removed=self.is_removed(theirs.node_id),
         )
+        if self.tls is not None and not connection.dialed:  # a dialler checked the name it dialled
+            refusal = self.tls.judge(connection.certificate, theirs) or refusal
         if refusal is None:
             if connection.peer is None:
                 refusal = self._boots.enter(theirs)
@@ -457,18 +429,25 @@ class TcpTransport:
         if self.handler is not None and not self._closing:
             self.handler.on_peer_hello(theirs)
 
-    def refused(self, connection: Connection, refused: Refused) -> None:
+    def unproven(self, connection: Connection, text: str) -> None:
+        """Count, and log at most one line per peer and interval."""
+        self.metrics.secret_refused += 1
+        who = connection.expected or connection.host
+        if self._may_log(f"unproven {who}"):
+            log.error("peer_secret_refused", peer=who, host=connection.host, why=text)
+
+    def refused(self, connection: Connection, refused: Refused, *, proven: bool) -> None:
         """A peer refused us.
 
         A removal counts only when our own cluster says so, at an address that *we* dialled (RC-47):
-        whoever just connects to us cannot make us give up our data.
+        whoever just connects to us cannot make us give up our data, nor can who does not know the secret.
         """
         self.metrics.refused += 1
         ordinary = refused.refusal in {Refusal.IDENTITY, Refusal.SELF}
         if not ordinary and self._may_log(f"refused by {connection.expected or connection.host}"):
             log.warning("refused_by_peer", peer=connection.expected, reason=refused.text)
         ours = self._hello.cluster_id
-        if refused.refusal is not Refusal.REMOVED or not connection.dialed:
+        if refused.refusal is not Refusal.REMOVED or not connection.dialed or not proven:
             return
         if ours and refused.cluster_id == ours:
             assert self.handler is not None, "started"
@@ -539,6 +518,27 @@ class TcpTransport:
             self._incoming = None
         self.metrics.snapshots_received += ok
 
+    def _make_tls_listener(self, tls: PeerTls) -> TlsListener:
+        def tell_plain() -> bytes:
+            return pack_frame(refused_frame(Refusal.TLS, PLAIN_REFUSED, self._hello))
+
+        return TlsListener(
+            tls.server,
+            lambda: Connection(self),
+            self._handshake_failed,
+            plain_answer=tell_plain,
+            allow_plain=lambda: not tls.required,
+            handshake_timeout_s=self.settings.greet_timeout_s,
+            shutdown_timeout_s=self.settings.greet_timeout_s,
+            waiting_max=self.settings.strangers_max,
+        )
+
+    def _handshake_failed(self, refusal: HandshakeRefusal) -> None:
+        self.metrics.tls_refused += 1
+        if self._may_log(f"tls {refusal.host}"):
+            why = PLAIN_REFUSED if refusal.plain else refusal.reason
+            log.error("peer_tls_refused", host=refusal.host, plain=refusal.plain, why=why)
+
     def _drop_stranger(self, connection: Connection, reason: str) -> None:
         self.metrics.strangers_dropped += connection in self._strangers
         self._strangers.pop(connection, None)
@@ -550,6 +550,7 @@ class TcpTransport:
         self.metrics.refused += 1
         if refusal[0] in {Refusal.SELF, Refusal.IDENTITY}:
             return  # every day's business: addresses move, and the next candidate is tried
+        self.metrics.tls_refused += refusal[0] in {Refusal.CERTIFICATE, Refusal.TLS}
         conflict = refusal[0] is Refusal.DUPLICATE
         self.metrics.identity_conflicts += conflict
         if self._may_log(f"refused {theirs.node_id} {connection.host}"):
