@@ -31,6 +31,7 @@ from kvnode.addresses import Address
 from kvnode.agent_files import file_bounds, raise_file_limit
 from kvnode.agent_founding import licence
 from kvnode.agent_healing import heal
+from kvnode.agent_label import LeaderLabel
 from kvnode.agent_metrics import DiskCollector, TransportCollector
 from kvnode.agent_settings import (
     api_server,
@@ -267,6 +268,10 @@ class Agent:
             space.start()
             security.start()
             await self._start(replica, transport, http)
+            if api is not None and config.kubernetes_leader_label:
+                label = LeaderLabel(api, lambda: replica.is_leader)
+                parts.push_async_callback(label.close)
+                label.start()
             await self._stop.wait()
             await self._hand_over(replica)
         _LOG.info("node_stopped")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kvnode.cli.downscaling import scale_down
 from kvnode.cli.output import (
     DEFAULT_ADDR,
     DEFAULT_TIMEOUT_S,
@@ -127,6 +128,43 @@ def remove_peer(
 
     peer = ask(http_addr, timeout, remove)
     say(f"removed {peer.name} ({peer.node_id})")
+
+
+@app.command("scale")
+def scale(
+    to: Annotated[int, typer.Option("--to", min=1, help="How many pods there will be.")],
+    statefulset: Annotated[
+        str,
+        typer.Option(
+            "--statefulset", help="Name of the StatefulSet; by default that of the voters."
+        ),
+    ] = "",
+    first_ordinal: Annotated[
+        int, typer.Option("--first-ordinal", min=0, help="spec.ordinals.start.")
+    ] = 0,
+    readmit_after: Annotated[
+        float,
+        typer.Option("--readmit-after", min=0, max=3600, help="Seconds that the names stay out."),
+    ] = 300.0,
+    http_addr: HttpAddr = DEFAULT_ADDR,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds for all of it.")
+    ] = 120.0,
+) -> None:
+    """Remove the members that a StatefulSet of this size has no place for, ahead of scaling it down.
+
+    One at a time from the top, and never below a majority that answers: whoever cannot be spared within the
+    time ends this with code 1, and nothing is lost. The nodes stop; their names stay out for a while, so that
+    they do not come back before the StatefulSet is smaller. Nothing to remove is success.
+
+    Examples: kvnode operator scale --to 3 · kvnode operator scale --to 1 --statefulset kv-kvnode
+    """
+    removed = ask(
+        http_addr,
+        timeout,
+        lambda kv: scale_down(kv, to, statefulset, first_ordinal, readmit_after, timeout),
+    )
+    say(f"{len(removed)} members removed" if removed else "nothing to do")
 
 
 def _one(peers: tuple[RaftPeer, ...], wanted: str) -> RaftPeer:

@@ -196,9 +196,15 @@ class KvnodeClient:
         query = [] if node_id is None else [("id", node_id)]
         await self._ask("POST", "/v1/operator/raft/transfer-leader", query)
 
-    async def remove_peer(self, *, node_id: str = "", address: str = "") -> None:
-        """Remove a member for good, by id or by peer address: exactly one of the two."""
+    async def remove_peer(
+        self, *, node_id: str = "", address: str = "", readmit_s: float = 0
+    ) -> None:
+        """Remove a member for good, by id or by peer address: exactly one of the two. No node of its name is
+        let in again for ``readmit_s``, at most 3600.
+        """
         query = [(name, given) for name, given in (("id", node_id), ("address", address)) if given]
+        if readmit_s:
+            query.append(("readmit-after", f"{round(readmit_s * 1000)}ms"))
         await self._ask("DELETE", "/v1/operator/raft/peer", query)
 
     # -- the loop -----------------------------------------------------------------------------------

@@ -279,6 +279,12 @@ class Config:
         "call.",
         section=_KUBERNETES,
     )
+    kubernetes_leader_label: bool = _setting(
+        False,
+        "Show on this node's pod, by the label kvnode/leader (true, false), whether it leads: for a Service "
+        "that selects the leader. The Role must let it patch pods. Needs --kubernetes-statefulset.",
+        section=_KUBERNETES,
+    )
     removal_timeout_s: float = _setting(
         30.0,
         "How long a stopping node that was scaled away, or told to leave, waits until it is removed, "

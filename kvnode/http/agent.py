@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kvnode.errors import BadRequest
 from kvnode.http import metrics
 from kvnode.http.completion import wait_for
+from kvnode.http.golang import parse_duration_ns
 from kvnode.http.messages import VARY, Request, Response, json_answer, text
 from kvnode.http.query import Options, parse_options
 from kvnode.replica.facade import Consistency
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from kvnode.http.context import HttpContext
     from kvnode.raft.types import NodeId
     from kvnode.replica.facade import MemberStatus, Status
+
+
+READMIT_S_MAX = 3600
+"""How long a name that was removed may be kept out."""
 
 
 def _host_port(address: str) -> tuple[str, int]:
@@ -101,7 +106,14 @@ class AgentRoutes:
         member = self._find(node_id, address)
         if isinstance(member, Response):
             return member
-        await wait_for(partial(self._replica.remove_member, member.node_id))
+        try:
+            readmit_s = parse_duration_ns(options.first("readmit-after") or "0") / 1e9
+        except ValueError as error:
+            return text(400, f"Invalid readmit-after: {error}")
+        if not 0 <= readmit_s <= READMIT_S_MAX:
+            return text(400, f"readmit-after must be between 0s and {READMIT_S_MAX}s")
+        remove = self._replica.remove_member
+        await wait_for(lambda done: remove(member.node_id, done, readmit_s=readmit_s))
         return Response(200, VARY)
 
     async def transfer_leader(self, request: Request) -> Response:

@@ -4,19 +4,31 @@
   restart does not bring one back.
 - ``startup``: the node is through with opening its data. Waiting for others to form or to join a
   cluster is no reason to start it again.
+- ``leader``: it leads, and a majority confirmed that after the question came. For load balancers outside
+  Kubernetes that send everything to the leader; no probe of a container.
 - ``ready``: it may be sent requests: it runs, it knows a leader or lost it only a moment ago (an
   election must not empty the Service), and it has applied what was committed when it came.
 """
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvnode.errors import KvnodeError
+from kvnode.http.completion import wait_for
 from kvnode.http.messages import TEXT_TYPE, Request, Response
+from kvnode.raft.types import Role
+from kvnode.replica.facade import Consistency
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpContext
     from kvnode.replica.facade import Status
+
+
+CONFIRM_S = 2.0
+"""How long ``leader`` waits for a majority."""
 
 
 class Check(NamedTuple):
@@ -28,7 +40,7 @@ class Check(NamedTuple):
 
 
 class HealthRoutes:
-    """The three handlers."""
+    """The four handlers."""
 
     def __init__(self, context: HttpContext) -> None:
         """Remember whom to ask."""
@@ -48,6 +60,30 @@ class HealthRoutes:
         status = self._replica.status()
         checks = [_running(status), self._leader(status), _caught_up(status)]
         return _report("ready", checks)
+
+    async def leader(self, request: Request) -> Response:
+        """``GET /health/leader``."""
+        check = self._leads()
+        if check.passed:
+            try:
+                async with asyncio.timeout(CONFIRM_S):
+                    await wait_for(partial(self._replica.read, Consistency.CONSISTENT))
+            except TimeoutError:
+                check = Check("leader", False, f"no majority confirmed it within {CONFIRM_S:g} s")
+            except KvnodeError as error:
+                check = Check("leader", False, f"no majority confirmed it: {error}")
+            else:
+                check = self._leads()
+        return _report("leading", [check])
+
+    def _leads(self) -> Check:
+        status = self._replica.status()
+        if status.state != "running":
+            return _running(status)
+        if status.role is Role.LEADER:
+            return Check("leader", True, f"{status.name} leads term {status.term}")
+        name = status.leader_name or status.leader_id
+        return Check("leader", False, f"{name} leads" if name else "no leader is known")
 
     def _leader(self, status: Status) -> Check:
         if status.leader_id is not None:

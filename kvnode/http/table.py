@@ -115,6 +115,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
         Route("/pods", get, PodsRoute(context).pods),
         Route("/health/live", get, health.live),
         Route("/health/ready", get, health.ready),
+        Route("/health/leader", get, health.leader),
         Route("/health/startup", get, health.startup),
         Route("/metrics", get, MetricsRoute(registry).handle),
         Route("/openapi.json", get, pages.openapi),

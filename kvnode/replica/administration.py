@@ -37,9 +37,10 @@ class Administration:
             return
         replica.transport.request(leader, method, payload, replica.settings.leader_wait_s, done)
 
-    def remove_member(self, node_id: NodeId, done: Done[Any]) -> None:
+    def remove_member(self, node_id: NodeId, done: Done[Any], *, readmit_s: float = 0) -> None:
         """Remove a member, through the leader. A leader that removes itself hands over first."""
         replica = self._replica
+        payload = [node_id, round(readmit_s)] if readmit_s else node_id
         if (
             replica.is_leader
             and node_id == replica.raft.id
@@ -50,13 +51,13 @@ class Administration:
                 if error is not None:
                     done(None, error)
                 else:
-                    self.ask_leader("remove", node_id, done)
+                    self.ask_leader("remove", payload, done)
 
             self.transfer_here(None, handed_over)
         elif replica.is_leader:
-            replica.steward.remove(node_id, done)
+            replica.steward.remove(node_id, done, readmit_s=readmit_s)
         else:
-            self.ask_leader("remove", node_id, done)
+            self.ask_leader("remove", payload, done)
 
     def transfer_leadership(self, target: NodeId | None, done: Done[Any]) -> None:
         """Hand leadership over, wherever it is now."""

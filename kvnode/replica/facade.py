@@ -156,8 +156,12 @@ class ReplicaFacade(Protocol):
         """Ask every address (and every known member) for its state; takes at most 2 s."""
         ...
 
-    def remove_member(self, node_id: NodeId, done: Done[Any]) -> None:
-        """Remove a member, through the leader. Errors also: ``MembershipRefused``."""
+    def remove_member(self, node_id: NodeId, done: Done[Any], *, readmit_s: float = 0) -> None:
+        """Remove a member, through the leader. Errors also: ``MembershipRefused``.
+
+        With ``readmit_s`` (at most an hour) no node of its name is let in again for so long, as far as the
+        present leader remembers: for pods that are about to be stopped for good.
+        """
         ...
 
     def transfer_leadership(self, target: NodeId | None, done: Done[Any]) -> None:

@@ -372,9 +372,9 @@ class Replica:
         """Restart a session's clock; see ``ReplicaFacade``."""
         self.sessions.renew(session_id, done)
 
-    def remove_member(self, node_id: NodeId, done: Done[Any]) -> None:
+    def remove_member(self, node_id: NodeId, done: Done[Any], *, readmit_s: float = 0) -> None:
         """Remove a member; see ``ReplicaFacade``."""
-        self.admin.remove_member(node_id, done)
+        self.admin.remove_member(node_id, done, readmit_s=readmit_s)
 
     def transfer_leadership(self, target: NodeId | None, done: Done[Any]) -> None:
         """Hand leadership over; see ``ReplicaFacade``."""

@@ -127,7 +127,16 @@ class Service:
         self._replica.sessions.serve(payload, _answer(reply, fail))
 
     def _remove(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
-        self._replica.steward.remove(NodeId(str(payload)), _answer(reply, fail))
+        match payload:
+            case str(node_id):
+                readmit_s = 0
+            case (str(node_id), int(readmit_s)):
+                pass
+            case _:
+                fail(RemoteProtocolError("a removal has the wrong form"))
+                return
+        done = _answer(reply, fail)
+        self._replica.steward.remove(NodeId(node_id), done, readmit_s=readmit_s)
 
     def _transfer(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         target = NodeId(payload) if isinstance(payload, str) and payload else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Answer = Callable[[Any, KvnodeError | None], None]
 
 JOIN_TIMEOUT_S = 5.0
+READMIT_S_MAX = 3600.0
 
 
 class Steward:
@@ -30,6 +31,8 @@ class Steward:
         self._replica = replica
         self._caught_up_since: dict[NodeId, float] = {}
         self._refusals: dict[NodeId, str] = {}
+        self._kept_out: dict[str, float] = {}
+        """Names that were removed and are about to be stopped, and until when they stay out."""
 
     # -- several times a second -------------------------------------------------------------------
 
@@ -133,6 +136,11 @@ class Steward:
         if raft.membership.member(member.node_id) is not None:
             done(raft.id, None)
             return
+        wait_s = self._kept_out.get(member.name, 0.0) - self._replica.scheduler.time()
+        if wait_s > 0:
+            text = f"{member.name} was removed to be stopped, and is let in again in {wait_s:.0f} s"
+            done(None, MembershipRefused(text))
+            return
         namesakes = [m.node_id for m in membership.members if m.name == member.name]
         if raft.reachable().intersection(namesakes):
             text = f"a live member is already called {member.name}: two nodes cannot share a name"
@@ -146,8 +154,12 @@ class Steward:
         what = "read_replica_added" if read_replica else "learner_added"
         self._change(wanted, what, member.node_id, done)
 
-    def remove(self, node_id: NodeId, done: Answer) -> None:
-        """Remove a member; answers when that is committed, at once for one that was removed before."""
+    def remove(self, node_id: NodeId, done: Answer, *, readmit_s: float = 0) -> None:
+        """Remove a member; answers when that is committed, at once for one that was removed before.
+
+        Its name stays out for ``readmit_s``: a pod that is removed ahead of its end is started again by
+        Kubernetes at once, and would be back before the StatefulSet is smaller.
+        """
         raft = self._replica.raft
         if raft.role is not Role.LEADER:
             done(None, NotLeader(raft.leader_id))
@@ -156,7 +168,16 @@ class Steward:
         elif raft.membership.member(node_id) is None:
             done(None, MembershipRefused(f'id "{node_id}" was not found in the Raft configuration'))
         else:
+            if readmit_s:
+                self._keep_out(node_id, min(readmit_s, READMIT_S_MAX))
             self._when_spared(node_id, raft.ticks, done)
+
+    def _keep_out(self, node_id: NodeId, seconds: float) -> None:
+        now = self._replica.scheduler.time()
+        member = self._replica.raft.membership.member(node_id)
+        assert member is not None
+        self._kept_out = {name: end for name, end in self._kept_out.items() if end > now}
+        self._kept_out[member.name] = now + seconds
 
     def _when_spared(self, node_id: NodeId, asked_at: int, done: Answer) -> None:
         """Remove a member once a majority of who is left has answered after it was asked for.

@@ -152,7 +152,7 @@ class FakeReplica:
         self.asked = addresses
         self._complete(lambda: done(self.pod_rows, None))
 
-    def remove_member(self, node_id: NodeId, done: Any) -> None:
+    def remove_member(self, node_id: NodeId, done: Any, *, readmit_s: float = 0) -> None:
         self.removed.append(node_id)
         self._complete(lambda: done(None, self.admin_error))
 

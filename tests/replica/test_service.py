@@ -89,8 +89,10 @@ def test_a_join_is_passed_on_to_the_leader_once(cluster: Cluster) -> None:
 
 
 def test_removing_somebody_unknown_is_refused(cluster: Cluster) -> None:
-    for payload in ("stranger", None, 5):
+    for payload in ("stranger", ["stranger", 60]):
         assert isinstance(ask(cluster, 0, "remove", payload).error, MembershipRefused)
+    for payload in (None, 5, [], ["n1"], ["n1", "60"], [1, 60]):
+        assert isinstance(ask(cluster, 0, "remove", payload).error, RemoteProtocolError)
 
 
 @pytest.mark.parametrize("payload", ["", None, 5, ["n1"]])

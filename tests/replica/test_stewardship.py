@@ -249,3 +249,20 @@ def test_a_voter_that_died_a_moment_ago_is_not_counted_upon() -> None:
     assert leader.write(b"k").calls == 0
     cluster.run(1.0)
     assert leader.replica.is_leader
+
+
+def test_a_name_that_was_removed_to_be_stopped_stays_out_for_a_while() -> None:
+    """Kubernetes starts the removed pod again at once; it must not be back before it is scaled away."""
+    cluster, leader = start()
+    answers = Answers()
+    cluster.machines[1].replica.remove_member(NodeId("n2"), answers, readmit_s=30.0)
+    cluster.until(lambda: answers.calls)
+    assert answers.error is None
+    removed = cluster.machines[2]
+    removed.kill()
+    removed.wipe()
+    removed.start()
+    cluster.run(20.0)
+    assert ids(leader) == (["n0", "n1"], [])
+    assert "is let in again in" in removed.replica.status().reason
+    cluster.until(lambda: ids(leader)[0] == ["n0", "n1", "n2-2"], 30.0)
