@@ -20,8 +20,9 @@ Invariants:
 What it does not do: touch the network, guess addresses, or create directories. ``kvnode.agent`` does.
 """
 
+from kvnode.config.declaration import Setting
 from kvnode.config.loading import Loaded, Notice, load
-from kvnode.config.settings import SETTINGS, Config, Setting
+from kvnode.config.settings import SETTINGS, Config
 from kvnode.errors import SettingError
 
 __all__ = ["SETTINGS", "Config", "Loaded", "Notice", "Setting", "SettingError", "load"]

@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Iterator
 from itertools import groupby
 
-from kvnode.config.settings import SETTINGS, Setting
+from kvnode.config.declaration import Setting
+from kvnode.config.settings import SETTINGS
 
 _INTRODUCTION = """\
 # Settings

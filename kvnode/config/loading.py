@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvnode.config import consul
-from kvnode.config.settings import SETTINGS, Config, Setting, Value
+from kvnode.config.declaration import Setting, Value
+from kvnode.config.settings import SETTINGS, Config
 from kvnode.config.values import convert
 from kvnode.errors import SettingError
 

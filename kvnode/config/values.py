@@ -6,7 +6,7 @@ import re
 from math import inf
 from typing import Any
 
-from kvnode.config.settings import Setting, Value
+from kvnode.config.declaration import Setting, Value
 from kvnode.errors import SettingError
 
 _SIZES = {
