@@ -25,6 +25,7 @@ from kvnode.store.commands import (
 )
 from kvnode.store.own_commands import Once, Refused
 from kvnode.store.records import KVPair
+from kvnode.store.registry_commands import Register
 
 _pack = msgpack.Packer(use_bin_type=True).pack
 
@@ -64,6 +65,8 @@ def _build(parts: tuple[Any, ...]) -> Command:
         if not isinstance(inner, tuple) or inner[:1] == (NUMBERS[Once],):
             raise InvariantBroken("the log holds a command to be done once that is none")
         return Once(*others, _build(inner))  # type: ignore[call-arg]  # of unknown number
+    if kind is Register:
+        return Register.of(*fields)
     return kind(*fields)
 
 

@@ -9,7 +9,11 @@ from kvnode.store.control import Event, decode_autopilot, decode_event
 from kvnode.store.control_commands import EVENTS_KEPT
 from kvnode.store.once import decode_count, decode_kept
 from kvnode.store.records import (
+    BOUND,
+    BY_NAME,
+    BY_SERVICE,
     CHANGES,
+    CHECKS,
     DELAY_ORDER,
     DELAYS,
     DIGEST_MASK,
@@ -17,16 +21,19 @@ from kvnode.store.records import (
     GRAVE_ORDER,
     GRAVES,
     HELD,
+    INDEXES,
     KEY_TTL,
     KV,
     MARK_BYTES,
     MARKED,
     META_KEY,
+    NODES,
     ONCE,
     ONCE_COUNT,
     ONCE_ORDER,
     PARAMETERS,
     REVISIONS,
+    SERVICES,
     SESSION_ID_CHARACTERS,
     SESSIONS,
     TABLES,
@@ -44,8 +51,11 @@ from kvnode.store.records import (
     mark_of,
     ttl_of,
 )
+from kvnode.store.registry_checks import RegistryAudit
 from kvnode.store.store import Store, read_meta
 from kvnode.store.tables import history_bytes
+
+_REGISTRY = frozenset({NODES, SERVICES, CHECKS, INDEXES, BY_NAME, BY_SERVICE, BOUND})
 
 
 def check(store: Store) -> list[str]:
@@ -93,6 +103,7 @@ class _Audit:
         self._once: dict[bytes, int] = {}
         self._once_order: dict[bytes, int] = {}
         self._once_count = (0, 0)
+        self._registry = RegistryAudit(meta)
 
     def row(self, raw: bytes, record: bytes) -> None:
         if raw <= self._last:
@@ -138,6 +149,8 @@ class _Audit:
         elif table == ONCE_ORDER:
             index, ordered = decode_order_key(raw)
             self._once_order[ordered] = index
+        elif table in _REGISTRY:
+            self._registry.row(raw, record)
         else:
             index, ordered = decode_order_key(raw)
             (self._order if table == GRAVE_ORDER else self._delay_order)[ordered] = index
@@ -161,6 +174,7 @@ class _Audit:
     def _session(self, raw: bytes, record: bytes) -> None:
         session = decode_session(raw, record)
         self._sessions.add(session.session_id)
+        self._registry.session(session)
         if not 0 < session.create_index <= session.modify_index <= self.meta.session_index:
             self.problems.append(
                 f"session {session.session_id} was made at {session.create_index}, the last one "
@@ -237,6 +251,7 @@ class _Audit:
         for session_id, key in sorted(self._locked):
             if session_id not in self._sessions:
                 self.problems.append(f"key {key!r} is held by {session_id}, which does not exist")
+        self.problems += self._registry.problems()
         if self._digest & DIGEST_MASK != meta.digest:
             self.problems.append(
                 f"the rows add up to {self._digest & DIGEST_MASK:032x}, not {meta.digest:032x}"

@@ -32,6 +32,12 @@ from kvnode.store.own_commands import (
     is_sound,
 )
 from kvnode.store.records import DELETE, RELEASE, SESSION_ID_CHARACTERS, KVPair
+from kvnode.store.registry_commands import (
+    Deregister,
+    Register,
+    UpdateCheck,
+    is_sound_registration,
+)
 
 
 class KvSet(NamedTuple):
@@ -100,7 +106,8 @@ class KvUnlock(NamedTuple):
 
 
 class SessionCreate(NamedTuple):
-    """Begin a session. Result: True; False when there is one with this id already.
+    """Begin a session. Result: True; False when there is one with this id already; ``Refused`` when its
+    node or one of its checks is missing, or a check is critical.
 
     The id is made by whoever proposes, so that all nodes agree (RC-28). What may be asked for (TTL,
     behaviour, checks) is judged before the log.
@@ -122,6 +129,8 @@ class SessionCreate(NamedTuple):
     node_checks: tuple[str, ...]
     service_checks: tuple[tuple[str, str], ...]
     """Pairs of id and namespace."""
+    checked: bool = False
+    """Node and checks must be in the registry. Entries from before there was one are not judged by it."""
 
 
 class SessionDestroy(NamedTuple):
@@ -268,6 +277,9 @@ Command = (
     | KvCopy
     | Once
     | ReapOnce
+    | Register
+    | Deregister
+    | UpdateCheck
 )
 
 KINDS: dict[int, type[Command]] = {
@@ -281,6 +293,9 @@ KINDS: dict[int, type[Command]] = {
     8: SessionDestroy,
     9: ReapLockDelays,
     10: Txn,
+    11: Register,
+    12: Deregister,
+    13: UpdateCheck,
     20: AutopilotSet,
     21: EventFire,
     25: TrimHistory,
@@ -320,7 +335,7 @@ def adds_data(command: Command) -> bool:
     return type(command) in _ADDING
 
 
-_ADDING: Final = frozenset({KvSet, KvLock, SessionCreate, EventFire, KvAdd, KvCopy})
+_ADDING: Final = frozenset({KvSet, KvLock, SessionCreate, EventFire, KvAdd, KvCopy, Register})
 _ADDING_VERBS: Final = frozenset({Verb.SET, Verb.CAS, Verb.LOCK})
 
 CHECKS_MAX: Final = 0xFFFF
@@ -370,6 +385,8 @@ def check_command(command: object) -> None:
             sound = is_sound(command) and type(command.command) in _ONCE_KINDS
             if sound:
                 check_command(command.command)
+        case Register() | Deregister() | UpdateCheck():
+            sound = is_sound_registration(command)
         case _:
             sound = is_sound(command)
     if not sound:
@@ -409,6 +426,7 @@ def _is_sound_session(command: Any) -> bool:
         and -INT64_MAX <= command.lock_delay_ns <= INT64_MAX
         and type(command.ttl_ns) is int
         and 0 <= command.ttl_ns <= INT64_MAX
+        and type(command.checked) is bool
         and type(command.behavior) is int
         and command.behavior in (RELEASE, DELETE)
         and type(checks) is tuple

@@ -18,6 +18,7 @@ from kvnode.store.commands import (
     SessionDestroy,
 )
 from kvnode.store.kv import KEEP_TTL, drop_key, put_pair
+from kvnode.store.own_commands import Refused, Why
 from kvnode.store.records import (
     DELAY_ORDER,
     DELAYS,
@@ -36,6 +37,13 @@ from kvnode.store.records import (
     encode_session,
     key_range,
     order_stop,
+)
+from kvnode.store.registry_records import (
+    CRITICAL,
+    bound_keys,
+    check_key,
+    decode_check,
+    node_key,
 )
 from kvnode.store.tables import Transaction
 
@@ -97,16 +105,35 @@ def exists(tx: Transaction, session_id: bytes) -> bool:
 
 
 def create_session(tx: Transaction, index: int, command: SessionCreate) -> Result:
-    """Begin a session."""
-    session = Session(*command, create_index=index, modify_index=index)
+    """Begin a session, if its node and its checks are there and none is critical (spec §5.1)."""
+    fields = command._asdict()
+    refusal = _refusal(tx, command) if fields.pop("checked") else ""
+    if refusal:
+        return Result(Refused(Why.REGISTRY, key=refusal.encode()), index)
+    session = Session(**fields, create_index=index, modify_index=index)
     raw = SESSIONS + session.session_id.encode("ascii")
     if tx.get(raw) is not None:
         return Result(False, index)
+    for row in bound_keys(session):
+        tx.overlay[row] = b""
     tx.put(raw, encode_session(raw, session), None)
     tx.sessions += 1
     tx.session_index = index
     tx.session_changes.append((index, session.session_id, session))
     return Result(True, index)
+
+
+def _refusal(tx: Transaction, command: SessionCreate) -> str:
+    if tx.get(node_key(command.node)) is None:
+        return "Missing node registration"
+    for check in (*command.node_checks, *(name for name, _ in command.service_checks)):
+        raw = check_key(command.node, check)
+        record = tx.get(raw)
+        if record is None:
+            return f"Missing check '{check}' registration"
+        if decode_check(raw, record).status == CRITICAL:
+            return f"Check '{check}' is in critical state"
+    return ""
 
 
 def destroy_session(tx: Transaction, index: int, command: SessionDestroy) -> Result:
@@ -125,6 +152,8 @@ def destroy_session(tx: Transaction, index: int, command: SessionDestroy) -> Res
         _let_go(tx, index, key, session)
         if delay_ns > 0:
             tx.delay(key, index, delay_ns)
+    for row in bound_keys(session):
+        tx.overlay[row] = None
     tx.sessions -= 1
     tx.session_index = index
     tx.session_changes.append((index, command.session_id, None))

@@ -123,7 +123,7 @@ def run_once(tx: Transaction, index: int, command: Once, handlers: Handlers) -> 
         return Result(kept.value, kept.index, kept.modify_index)
     inner = command.command
     result = handlers[type(inner)](tx, index, inner)
-    if isinstance(inner, SessionCreate) and result.value:
+    if isinstance(inner, SessionCreate) and result.value is True:
         result = result._replace(value=inner.session_id)
     kept = Kept(index, result.modify_index, command.fingerprint, result.value)
     tx.put(raw, encode_kept(raw, kept, command.result_bytes_max), None)

@@ -146,6 +146,8 @@ class Why(IntEnum):
     """The idempotency key was used for another request; ``Refused.number``: at which index."""
     NOT_KEPT = 9
     """The write was executed, but its result was too large to keep; ``Refused.number``: its index."""
+    REGISTRY = 10
+    """Something is not registered, or unhealthy; ``Refused.key``: the text that says what."""
 
 
 class Refused(NamedTuple):

@@ -59,11 +59,34 @@ ONCE_ORDER: Final = b"j"
 ONCE_COUNT: Final = b"q"
 """The one record that says how many of them there are."""
 
+NODES: Final = b"N"
+"""``N`` + node -> node record."""
+SERVICES: Final = b"V"
+"""``V`` + node + NUL + service id -> service record."""
+CHECKS: Final = b"C"
+"""``C`` + node + NUL + check id -> check record."""
+INDEXES: Final = b"I"
+"""``I`` + name -> the index of reads of that name: a grave record. See ``registry.touch``."""
+BY_NAME: Final = b"J"
+"""``J`` + service name + NUL + node + NUL + service id -> empty. Derived from the services."""
+BY_SERVICE: Final = b"Q"
+"""``Q`` + node + NUL + service id + NUL + check id -> empty; the id is empty for a check of the node.
+Derived from the checks."""
+BOUND: Final = b"B"
+"""``B`` + node + NUL + check id + NUL + session id -> empty: which sessions a check ends; an empty check
+id stands for the node itself, and each session has that row. Derived from the sessions."""
+
+
 MARKED: Final = frozenset(
     {KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS, PARAMETERS, EVENTS, ONCE, ONCE_COUNT}
+    | {NODES, SERVICES, CHECKS, INDEXES}
 )
 """Tables whose records start with a mark and count for the digest."""
-TABLES: Final = MARKED | {GRAVE_ORDER, HELD, DELAY_ORDER, CHANGES, REVISIONS, TTLS, ONCE_ORDER}
+TABLES: Final = (
+    MARKED
+    | {GRAVE_ORDER, HELD, DELAY_ORDER, CHANGES, REVISIONS, TTLS, ONCE_ORDER}
+    | {BY_NAME, BY_SERVICE, BOUND}
+)
 """Every table that this version writes."""
 
 MARK_BYTES: Final = 16

@@ -19,7 +19,11 @@ from zlib import crc32
 from kvnode.errors import CorruptLog, InvariantBroken
 from kvnode.store.engine import Engine, EngineSnapshot, Write
 from kvnode.store.records import (
+    BOUND,
+    BY_NAME,
+    BY_SERVICE,
     CHANGES,
+    CHECKS,
     DELAY_ORDER,
     DELAYS,
     DIGEST_MASK,
@@ -36,6 +40,7 @@ from kvnode.store.records import (
     ONCE,
     ONCE_ORDER,
     REVISIONS,
+    SERVICES,
     SESSIONS,
     TABLES,
     TREE_GRAVES,
@@ -44,9 +49,11 @@ from kvnode.store.records import (
     decode_change,
     decode_change_key,
     decode_meta,
+    decode_session,
     encode_meta,
     mark_of,
 )
+from kvnode.store.registry_records import bound_keys
 from kvnode.store.tables import history_bytes
 
 CHUNK_BYTES: Final = 256 * 1024
@@ -171,6 +178,7 @@ class _Loader:
         self._changed = 0
         self._oldest = 1 << 64
         self._timed = 0
+        self._bound = 0
 
     def add(self, key: bytes, value: bytes) -> None:
         table = key[:1]
@@ -187,6 +195,8 @@ class _Loader:
             if table == KV:
                 self._locked += value[KEY_SESSION_SIZE_AT] > 0
                 self._timed += value[KEY_VERSION_AT] == KEY_TIMED
+            elif table == SESSIONS:
+                self._bound += len(bound_keys(decode_session(key, value)))
         elif table == CHANGES:
             self._changed += history_bytes(key, value)
             record = decode_change(key, value)[1]
@@ -214,6 +224,10 @@ class _Loader:
             ("ordered lock-delays", tables[DELAYS], tables[DELAY_ORDER]),
             ("changes", meta.history_rows, tables[CHANGES]),
             ("changes by key", meta.history_rows, tables[REVISIONS]),
+            ("services by name", tables[SERVICES], tables[BY_NAME]),
+            ("checks by service", tables[CHECKS], tables[BY_SERVICE]),
+            # None at all: from before there was a registry; made when the store is opened.
+            ("bound sessions", self._bound, tables[BOUND] or self._bound),
         ):
             if expected != found:
                 raise CorruptLog(f"the snapshot should hold {expected} {name} and holds {found}")

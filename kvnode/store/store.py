@@ -8,7 +8,7 @@ from struct import error as StructError
 from typing import Any, Final
 
 from kvnode.errors import CorruptLog, InvariantBroken
-from kvnode.store import control, history, kv, locks, once, own, reads, txn
+from kvnode.store import control, history, kv, locks, once, own, reads, registry, txn
 from kvnode.store.commands import (
     Command,
     KvDelete,
@@ -38,6 +38,9 @@ from kvnode.store.records import (
     Session,
     decode_meta,
 )
+from kvnode.store.registry_commands import Deregister, Register, UpdateCheck
+from kvnode.store.registry_reads import Registry, bind_sessions
+from kvnode.store.registry_records import Check
 from kvnode.store.snapshot import Dump
 from kvnode.store.tables import Transaction
 from kvnode.store.view import View
@@ -54,6 +57,12 @@ EventListener = Callable[[int], None]
 TtlListener = Callable[[bytes, int, int], None]
 """Called with a key, the index at which its time began, and nanoseconds; both 0: it does not expire any
 more."""
+RegistryListener = Callable[[int, bytes], None]
+"""Called with the index and the name of an index of the registry that has moved (``registry.touch``)."""
+
+CheckListener = Callable[[int, Check | None], None]
+"""Called with the index and a check that was written, be it with the content that it had; one without a
+status is one that was removed."""
 
 DIGESTS_KEPT: Final = 1 << 15
 """For how many of the last applied indexes ``digest_at`` knows the answer."""
@@ -80,6 +89,9 @@ _HANDLERS: Final[dict[type[Command], Callable[[Transaction, int, Any], Result]]]
     KvCopy: own.copy_keys,
     Once: lambda tx, index, command: once.run_once(tx, index, command, _HANDLERS),
     ReapOnce: once.reap_once,
+    Register: registry.register,
+    Deregister: registry.deregister,
+    UpdateCheck: registry.update_check,
 }
 
 KVPairs = list[KVPair]
@@ -101,6 +113,10 @@ class Store:
         on_event: Called likewise when events were fired; after ``replace`` in any case.
         on_ttl: Called likewise for each key whose time began, or that does not expire any more; after
             ``replace`` once with an empty key: any may have.
+        on_registry: Called likewise for each index of the registry that moved; after ``replace`` once
+            with an empty name: any may have.
+        on_check: Called likewise for each check that was written or removed; after ``replace`` once
+            with None: any may have been.
     """
 
     __slots__ = (
@@ -110,7 +126,10 @@ class Store:
         "_ring_first",
         "engine",
         "on_change",
+        "on_check",
         "on_event",
+        "on_registry",
+        "on_session",
         "on_session",
         "on_ttl",
     )
@@ -127,6 +146,8 @@ class Store:
         self.on_session: SessionListener | None = None
         self.on_event: EventListener | None = None
         self.on_ttl: TtlListener | None = None
+        self.on_registry: RegistryListener | None = None
+        self.on_check: CheckListener | None = None
         self._ring: list[int] = [0] * DIGESTS_KEPT
         self._open(engine)
 
@@ -134,6 +155,8 @@ class Store:
         self._meta = read_meta(engine)
         self._events: tuple[control.Event, ...] | None = None
         """What ``events`` has read, until it changes."""
+        if self._meta.sessions:
+            bind_sessions(engine)
         self._ring_first = self._meta.applied_index
         self._ring[self._ring_first & _RING_MASK] = self._meta.digest
         self.engine = engine
@@ -207,6 +230,12 @@ class Store:
         if tx.ttl_changes and self.on_ttl is not None:
             for ttl_change in tx.ttl_changes:
                 self.on_ttl(*ttl_change)
+        if tx.touched and self.on_registry is not None:
+            for touched in tx.touched:
+                self.on_registry(*touched)
+        if tx.check_changes and self.on_check is not None:
+            for changed in tx.check_changes:
+                self.on_check(*changed)
 
     def replace(self, engine: Engine) -> Engine:
         """Go on with another engine, into which a snapshot was loaded; return the old one.
@@ -226,6 +255,10 @@ class Store:
             self.on_event(self._meta.applied_index)
         if self.on_ttl is not None:
             self.on_ttl(b"", 0, 0)
+        if self.on_registry is not None:
+            self.on_registry(self._meta.applied_index, b"")
+        if self.on_check is not None:
+            self.on_check(self._meta.applied_index, None)
         return old
 
     # --- positions -------------------------------------------------------------------------
@@ -340,6 +373,10 @@ class Store:
         Whether it is over is for whoever has a clock to say.
         """
         return reads.get_delay(self.engine, key)
+
+    def registry(self) -> Registry:
+        """Return the reads of nodes, services and checks at this moment."""
+        return Registry(self.engine)
 
     def evaluate(self, command: Txn) -> TxnOutcome:
         """Run a transaction on the state of this moment and keep nothing of it."""

@@ -38,6 +38,7 @@ from kvnode.store.records import (
     order_key,
     revision_key,
 )
+from kvnode.store.registry_records import Check
 
 Change = tuple[int, bytes, bool]
 """Index, key or prefix, whether it is a prefix that was deleted."""
@@ -50,6 +51,14 @@ SessionChange = tuple[int, str, Session | None]
 
 _REVISION_OVERHEAD = 4
 """What a row of the order by key is longer than the change itself."""
+CheckChange = tuple[int, Check]
+"""Index, and a check that was written, be it the same; one without a status was removed."""
+
+Touch = tuple[int, bytes]
+"""Index, and the folded name of an index of the registry that has moved."""
+
+_COUNTED = tuple(name for name in Meta._fields if name != "applied_index")
+"""What a part of a batch hands back when it is merged."""
 
 _from_bytes = int.from_bytes
 
@@ -65,6 +74,7 @@ class Transaction:
     __slots__ = (
         "_engine_scan",
         "changes",
+        "check_changes",
         "count",
         "digest",
         "engine_get",
@@ -79,6 +89,7 @@ class Transaction:
         "session_changes",
         "session_index",
         "sessions",
+        "touched",
         "tree_graves",
         "ttl_changes",
     )
@@ -109,22 +120,24 @@ class Transaction:
         self.event_fired = 0
         """Index of the last event of this batch; 0: there was none."""
         self.ttl_changes: list[TtlChange] = []
+        self.check_changes: list[CheckChange] = []
+        self.touched: list[Touch] = []
 
     def fork(self) -> Transaction:
         """Start a part of this batch, which sees it, and of which nothing remains unless it is merged."""
         return Transaction(self, self.meta(0), watched=self.changes is not None)
 
     def merge(self, part: Transaction) -> None:
-        """Take over everything that a part changed. No part begins or ends sessions."""
-        assert not part.session_changes, "nothing in a transaction makes or ends a session"
+        """Take over everything that a part changed."""
         self.overlay.update(part.overlay)
-        _, self.kv_index, self.graves_index, self.count, self.tree_graves, self.digest, *_ = (
-            part.meta(0)
-        )
-        self.history_rows, self.history_bytes = part.history_rows, part.history_bytes
+        for name in _COUNTED:
+            setattr(self, name, getattr(part, name))
         if self.changes is not None and part.changes:
             self.changes += part.changes
         self.ttl_changes += part.ttl_changes
+        self.session_changes += part.session_changes
+        self.check_changes += part.check_changes
+        self.touched += part.touched
 
     def get(self, raw: bytes) -> bytes | None:
         """Return a record as this batch sees it, or None."""

@@ -102,6 +102,9 @@ def test_the_form_of_sessions_and_locks_on_disk_is_what_it_was() -> None:
     }
     number = "%02x00000000000000"
     assert {key: value[32:] or value for key, value in rows.items()} == {
+        # What binds a session to its node, and to its check there.
+        b"Bn1\0\0" + one.encode(): "",
+        b"Bn1\0c\0" + one.encode(): "",
         # Version, index, nanoseconds.
         b"db": "01" + number % 5 + "00ca9a3b00000000",
         b"e" + bytes(7) + b"\x05db": "",

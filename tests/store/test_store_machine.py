@@ -108,7 +108,7 @@ class Model:
             case SessionCreate():
                 if command.session_id in self.sessions:
                     return False
-                self.sessions[command.session_id] = Session(*command, index, index)
+                self.sessions[command.session_id] = Session(*command[:-1], index, index)
                 self.session_index = index
             case SessionDestroy(session_id):
                 self.destroy(index, session_id)
