@@ -65,6 +65,7 @@ def replica_settings(config: Config) -> ReplicaSettings:
         # While it is rewritten, the engine holds old and new tables at a time.
         history_bytes_max=min(config.history_bytes_max, volume_bytes(config.data_dir) // 16),
         discovery_interval_s=config.discovery_interval_s,
+        node_failure_s=config.node_failure_s,
         removal_timeout_s=config.removal_timeout_s,
         scaled_away_grace_s=config.scaled_away_grace_s,
     )

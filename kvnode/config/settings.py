@@ -449,6 +449,15 @@ class Config:
         hi=86_400,
         json=("session_ttl_min",),
     )
+    node_failure_s: float = _setting(
+        60.0,
+        "How long the leader may not hear a member before its check serfHealth turns critical, which ends "
+        "the sessions that depend on it. Longer than a restart takes.",
+        section=_TIMING,
+        unit="s",
+        lo=1,
+        hi=86_400,
+    )
     discovery_interval_s: float = _setting(
         1.0,
         "Pause between two look-ups of the other nodes, while one is missing.",

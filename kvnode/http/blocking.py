@@ -42,6 +42,9 @@ class Query(NamedTuple):
     """Answers; called once, when the store may be read, or with an error."""
     of_sessions: bool = False
     """``key`` is a session's id, and the prefix stands for all sessions."""
+    of_registry: bool = False
+    """``key`` is the name of an index of the registry, or their common prefix. Such a name may stand for
+    more than the query reads: whoever is woken looks again, and waits on if there is nothing new."""
 
 
 class Parked:
@@ -112,6 +115,8 @@ class Blocking:
         except KvnodeError as problem:
             view, error = None, problem
         parked.settled = True
+        if parked.deadline is not None:
+            parked.deadline.cancel()
         query.deliver(view, error)
 
     def _park(self, parked: Parked) -> None:
@@ -133,6 +138,8 @@ class Blocking:
         self._gate.park()
 
     def _watches(self, query: Query) -> Watches:
+        if query.of_registry:
+            return self._replica.registry_watches
         return self._replica.session_watches if query.of_sessions else self._replica.watches
 
     def _unpark(self, parked: Parked) -> None:
@@ -153,6 +160,11 @@ class Blocking:
         if index <= parked.query.index:
             # The client is ahead of us (spec §2.4): it waits on, until its time-out.
             self._watch_on(parked)
+            return
+        if parked.query.of_registry:
+            del self._parked[parked]
+            self._gate.unpark()
+            self._read_again(parked)
             return
         self._unpark(parked)
         parked.final = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kvnode.http import kv, metrics, session, txn
+from kvnode.http import catalog, kv, metrics, session, txn
 from kvnode.http.agent import AgentRoutes
 from kvnode.http.health import HealthRoutes
 from kvnode.http.messages import Request, Response
@@ -83,6 +83,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
     """Build the table."""
     keys = CallBackRoute(kv, backend, context.settings).handle
     sessions = CallBackRoute(session, backend, context.settings).handle
+    reads = CallBackRoute(catalog, backend, context.settings).handle
     agent = AgentRoutes(context, registry)
     health = HealthRoutes(context)
     pages = PageRoutes(context.settings)
@@ -97,6 +98,8 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
         Route("/v1/session/node/", get, sessions),
         Route("/v1/session/list", get, sessions),
         Route("/v1/txn", put, CallBackRoute(txn, backend, context.settings).handle),
+        Route(catalog.DATACENTERS.decode(), get, reads),
+        *(Route(path, get, reads) for path in catalog.PATHS),
         Route("/v1/status/leader", get, agent.leader),
         Route("/v1/status/peers", get, agent.peers),
         Route("/v1/operator/raft/configuration", get, agent.configuration),

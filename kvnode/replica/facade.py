@@ -122,6 +122,8 @@ class ReplicaFacade(Protocol):
     """Who waits for which change. Register inside a read's ``done`` and no change is missed."""
     session_watches: Watches
     """The same for sessions, by their ids."""
+    registry_watches: Watches
+    """The same for the registry, by the names of its indexes (``store.registry.touch``)."""
 
     def write(self, command: Command, done: Done[Result]) -> None:
         """Replicate one command, from any node.

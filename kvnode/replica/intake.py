@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kvnode.errors import DiskNearlyFull, KvnodeError, NoLeader, NotLeader, NotNow, Overloaded
 from kvnode.ports import Done
 from kvnode.raft.types import Index
+from kvnode.replica.check_timers import REPORTS
 from kvnode.replica.codec import encode
 from kvnode.replica.facade import Consistency, ReadView
 from kvnode.replica.requests import IN_CORE, ReadRequest, WriteRequest
@@ -118,6 +121,15 @@ class Intake:
         for offset, request in enumerate(batch):
             request.deadline = deadline
             desk.proposed(Index(first + offset), last.term, request)
+            if type(request.command) in REPORTS:
+                replica.registrar.timers.appended(request.command)
+
+    def propose_first(self, commands: Sequence[Command]) -> None:
+        """Propose commands of the leader's own before everything that waits."""
+        # Nobody waits for the answers: whoever proposed them looks whether it happened.
+        with suppress(Overloaded):
+            self._replica.raft.propose([encode(command) for command in commands])
+            self._replica.wake()
 
     def _judge(self, batch: list[WriteRequest]) -> tuple[list[WriteRequest], list[bytes]]:
         """Let the leader's clock decide which locks may be proposed (RC-62); answer the others.

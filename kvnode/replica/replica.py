@@ -59,6 +59,7 @@ from kvnode.replica.intake import Intake
 from kvnode.replica.listener import Listener
 from kvnode.replica.peers import PeerFinder
 from kvnode.replica.recovery import recover
+from kvnode.replica.registrar import Registrar
 from kvnode.replica.requests import Desk, ReadRequest
 from kvnode.replica.scaling import Scaling
 from kvnode.replica.sessions import Sessions
@@ -123,6 +124,7 @@ class Replica:
         self.watches = Watches(settings.watchers_max, self.store.applied_index)
         self.store.on_change = self.watches.changed
         self.session_watches = Watches(settings.watchers_max, self.store.applied_index)
+        self.registry_watches = Watches(settings.watchers_max, self.store.applied_index)
         self.raft = self._make_raft(
             recovery.hard_state, recovery.base, recovery.entries, Index(self.store.applied_index)
         )
@@ -130,6 +132,7 @@ class Replica:
         self.desk.callback_failed = self._callback_failed
         self.intake = Intake(self)
         self.sessions = Sessions(self)
+        self.registrar = Registrar(self)
         self.book = AddressBook()
         self.formation = Formation(self)
         self.admin = Administration(self)
@@ -303,6 +306,7 @@ class Replica:
         self._watch_loop(now)
         self._guarded(self.sessions.tick, now)
         self._guarded(self.upkeep.tick, now)
+        self._guarded(self.registrar.tick, now)
         if self._ticks % SWEEP_TICKS == 0:
             self.desk.sweep(now)
             self.sessions.sweep(now)
@@ -312,6 +316,7 @@ class Replica:
             self._watch_disk(now)
             if self.cluster_id:
                 self._guarded(self.steward.run, now)
+                self._guarded(self.registrar.run, now)
         if self._ticks % (4 * SWEEP_TICKS) == 0 and self.cluster_id:
             self._guarded(self.upkeep.run, now)
             self._guarded(self.comparison.run, now)
@@ -473,8 +478,10 @@ class Replica:
                 desk.applied(entry.index, entry.term, result)
         self.watches.wake()
         self.session_watches.wake()
+        self.registry_watches.wake()
         if membership_changed:
             self.peers.refresh()
+            self.registrar.members_changed()
         self.admin.sweep(self.scheduler.time())
         if self.is_leader and not self._spread_due:
             self._spread_due = True
@@ -530,6 +537,7 @@ class Replica:
             self._known = known
             self.contact.leader_known(raft.leader_id is not None)
             self.forwarder.follow(raft.leader_id)
+            self.registrar.follow()
             if raft.leader_id is not None:
                 self.trace("leader_known", {"term": raft.term, "leader": raft.leader_id})
             self.peers.refresh()

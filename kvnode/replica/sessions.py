@@ -121,7 +121,7 @@ class Sessions:
         self._names = frozenset(member.name for member in membership.members)
 
     def _is_member(self, name: str) -> bool:
-        return name in self._names
+        return name in self._names or self._replica.store.registry().node(name) is not None
 
     def tick(self, now: float) -> None:
         """Every tick: the clocks of a leader."""

@@ -57,6 +57,9 @@ class ReplicaSettings:
     """A learner is promoted once it has stayed within this lag for this long (RC-44)."""
     commit_spread_s: float = 0.01
     """How soon followers learn a commit index that no other message carries."""
+    node_failure_s: float = 60.0
+    """A member that the leader has not heard for so long is unhealthy, and the sessions that depend on
+    it end. Longer than a restart takes."""
     grave_age_s: float = 900.0
     grave_interval_s: float = 30.0
     """Tombstones are reaped after this age, in steps of the interval (spec §2.3)."""

@@ -31,6 +31,10 @@ class FakeReplica:
         self.store.on_change = self.watches.changed
         self.session_watches = Watches(100_000, 0)
         self.store.on_session = self._on_session
+        self.registry_watches = Watches(100_000, 0)
+        self.store.on_registry = lambda index, name: self.registry_watches.changed(
+            index, name, not name
+        )
         self.delays = LockDelays(self.store, time.monotonic)
         self.timers = SessionTimers(self.store, self._end, lambda _node: True)
         self._ticking = False
@@ -135,6 +139,7 @@ class FakeReplica:
         result = self.store.apply_batch([(index, command)])[0]
         self.watches.wake()
         self.session_watches.wake()
+        self.registry_watches.wake()
         done(result, None)
 
     def read(self, consistency: Consistency, done: Any) -> None:
