@@ -40,11 +40,12 @@ class Query(NamedTuple):
     """Whether the read's index is above ``index`` now. Called when the store may be read."""
     deliver: Deliver
     """Answers; called once, when the store may be read, or with an error."""
-    of_sessions: bool = False
-    """``key`` is a session's id, and the prefix stands for all sessions."""
-    of_registry: bool = False
-    """``key`` is the name of an index of the registry, or their common prefix. Such a name may stand for
-    more than the query reads: whoever is woken looks again, and waits on if there is nothing new."""
+    watches: Watches | None = None
+    """Where to wait; None: for keys. ``replica.session_watches``: ``key`` is a session's id, and the
+    prefix stands for all of them."""
+    patient: bool = False
+    """Not every change of what it watches concerns this query: whoever is woken looks again, and waits on
+    if there is nothing new."""
 
 
 class Parked:
@@ -138,9 +139,7 @@ class Blocking:
         self._gate.park()
 
     def _watches(self, query: Query) -> Watches:
-        if query.of_registry:
-            return self._replica.registry_watches
-        return self._replica.session_watches if query.of_sessions else self._replica.watches
+        return self._replica.watches if query.watches is None else query.watches
 
     def _unpark(self, parked: Parked) -> None:
         if parked.deadline is not None:
@@ -161,7 +160,7 @@ class Blocking:
             # The client is ahead of us (spec §2.4): it waits on, until its time-out.
             self._watch_on(parked)
             return
-        if parked.query.of_registry:
+        if parked.query.patient:
             del self._parked[parked]
             self._gate.unpark()
             self._read_again(parked)

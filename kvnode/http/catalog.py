@@ -300,7 +300,8 @@ def start(read: Read, backend: Backend, respond: Respond) -> Parked | None:
         options.consistency,
         lambda: read.view.index_of(replica.store.registry(), read) > options.index,
         partial(_read_done, at_once, backend, respond),
-        of_registry=True,
+        watches=backend.replica.registry_watches,
+        patient=True,
     )
     return backend.blocking.start(query)
 

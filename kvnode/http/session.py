@@ -304,7 +304,7 @@ def _query(operation: Read, backend: Backend, respond: Respond) -> Query:
         options.consistency,
         lambda: store.session_index() > options.index,
         partial(_read_done, at_once, backend, respond),
-        of_sessions=True,
+        watches=backend.replica.session_watches,
     )
 
 

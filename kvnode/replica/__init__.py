@@ -19,6 +19,7 @@ Rooms:
 - ``scaling``: members that the StatefulSet does not want any more. ``departure``: how a node stops, and is
   removed before when it will not come back.
 - ``snapshots``, ``recovery``, ``upkeep``, ``history``: streams, the start, compaction, reaping and trimming.
+- ``autopilot``: the leader's judgement of the members; who was silent for too long is given up.
 - ``comparison``: do all members hold the same data? ``administration``: what operators ask.
 - ``listener``: what the transport tells. ``peers``: whom to stay connected with.
 - ``sessions``: renewals on their way. ``session_timers``: the leader's clocks. ``lock_delays``: how long ago
@@ -45,7 +46,7 @@ Invariants:
   for it or was silent for a grace, and while a majority of the others answers (``scaling``, ``departure``).
 
 Left out on purpose: tasks and futures (completions are plain call-backs in the turn that decided
-them), read leases, and removal of members on silence alone.
+them), and read leases.
 """
 
 from kvnode.replica.facade import (

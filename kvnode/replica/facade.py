@@ -13,6 +13,7 @@ from kvnode.ports import Done
 from kvnode.raft.types import Index, NodeId, Role, Term
 from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command, Result
+from kvnode.store.control import Autopilot
 from kvnode.store.records import Session
 from kvnode.store.store import Store
 
@@ -92,6 +93,34 @@ class Status(NamedTuple):
     else empty."""
 
 
+class ServerHealth(NamedTuple):
+    """What the leader thinks of one member; see ``autopilot``."""
+
+    node_id: NodeId
+    name: str
+    address: str
+    alive: bool
+    """Heard within an election time-out."""
+    leader: bool
+    voter: bool
+    last_contact_ms: int
+    last_term: Term
+    last_index: Index
+    """How far its log is known to agree with the leader's."""
+    healthy: bool
+    stable_ms: int
+    """For how long ``healthy`` has been what it is, as far as this leader saw."""
+
+
+class ClusterHealth(NamedTuple):
+    """What the leader thinks of all members."""
+
+    healthy: bool
+    failure_tolerance: int
+    """How many healthy voters may fail before there is no majority."""
+    servers: tuple[ServerHealth, ...]
+
+
 class PodStatus(NamedTuple):
     """One line of ``GET /pods``."""
 
@@ -124,6 +153,8 @@ class ReplicaFacade(Protocol):
     """The same for sessions, by their ids."""
     registry_watches: Watches
     """The same for the registry, by the names of its indexes (``store.registry.touch``)."""
+    event_watches: Watches
+    """The same for events; watch the empty prefix."""
 
     def write(self, command: Command, done: Done[Result]) -> None:
         """Replicate one command, from any node.
@@ -168,4 +199,26 @@ class ReplicaFacade(Protocol):
 
     def transfer_leadership(self, target: NodeId | None, done: Done[Any]) -> None:
         """Hand leadership to ``target``, or to the most advanced voter."""
+        ...
+
+    def autopilot(self) -> Autopilot:
+        """How the leader looks after the members, as this node's store has it."""
+        ...
+
+    def health(self, done: Done[ClusterHealth]) -> None:
+        """Ask the leader what it thinks of the members. Errors: ``NoLeader``."""
+        ...
+
+    def force_leave(self, name: str, done: Done[bool]) -> None:
+        """Remove the members of this name or id that nothing is heard of; False: there is no such member.
+
+        Errors: ``NoLeader``, ``MembershipRefused``.
+        """
+        ...
+
+    def join(self, address: str, done: Done[str]) -> None:
+        """Look for a cluster at this address as well, or for a newcomer; answers with the name found there.
+
+        Errors: ``BadRequest``, ``PeerUnreachable`` (also for a node of another cluster), ``Timeout``.
+        """
         ...

@@ -22,8 +22,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvnode.errors import KvnodeError, MembershipRefused
-from kvnode.ports import Hello
+from kvnode.addresses import parse_address
+from kvnode.errors import BadRequest, KvnodeError, MembershipRefused
+from kvnode.ports import Done, Hello
 from kvnode.raft.types import Member, NodeId
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 ASK_TIMEOUT_S = 2.0
 ADDRESSES_MAX = 64
+ADDRESS_CHARACTERS_MAX = 512
+INVITATIONS_MAX = 16
+"""Of the addresses that were named by hand, the newest are tried."""
 
 
 class Answered(NamedTuple):
@@ -94,6 +98,8 @@ class Formation:
         """Writes of the identity under way; ``pledge`` still shows the record before them."""
         self._saved = 0
         """Writes of the identity ever begun."""
+        self._invitations: dict[str, None] = {}
+        """Addresses that an operator or a peer named, besides those that discovery knows."""
         self.reason = "looking for peers"
         """What it waits for: one sentence for an operator."""
 
@@ -132,10 +138,12 @@ class Formation:
         if self._busy or self._adopting or replica.cluster_id or replica.stopped:
             return
         self._busy = True
-        if not replica.settings.has_discovery:
+        if replica.settings.has_discovery:
+            replica.discover(self._discovered)
+        elif self._invitations:
+            self._discovered([], None)
+        else:
             self._judge([], asked=0)
-            return
-        replica.discover(self._discovered)
 
     def _discovered(self, addresses: list[str] | None, error: KvnodeError | None) -> None:
         if error is not None:
@@ -144,6 +152,7 @@ class Formation:
         wanted = list(addresses or replica.book.seeds)[:ADDRESSES_MAX]
         if addresses:
             replica.book.seeds = list(wanted)
+        wanted += [address for address in self._invitations if address not in wanted]
         pledge = self.pledge
         if pledge is not None:
             wanted += [m.address for m in pledge.members if m.address not in wanted]
@@ -352,6 +361,42 @@ class Formation:
             payload.append(True)
         timeout = replica.settings.leader_wait_s + ASK_TIMEOUT_S
         replica.transport.request_address(hello.address, "join", payload, timeout, answered)
+
+    def invite(self, address: str, done: Done[str]) -> None:
+        """Look at this address as well; see ``ReplicaFacade.join``.
+
+        Two nodes without a cluster learn of each other; a node without one looks where the other is. Who
+        belongs together is decided as always.
+        """
+        replica = self._replica
+        try:
+            own = parse_address(replica.transport.hello.address, 0)
+            wanted = str(parse_address(address, own.port))
+        except ValueError as error:
+            replica.scheduler.call_soon(done, None, BadRequest(str(error)))
+            return
+
+        def answered(value: tuple[Hello, Any] | None, error: KvnodeError | None) -> None:
+            if value is None:
+                done(None, error)
+                return
+            if not replica.cluster_id:
+                self.invited(wanted)
+            if not value[0].cluster_id:
+                replica.transport.request_address(
+                    wanted, "invite", None, ASK_TIMEOUT_S, lambda _value, _error: None
+                )
+            done(value[0].name, None)
+
+        replica.transport.request_address(wanted, "who", None, ASK_TIMEOUT_S, answered)
+
+    def invited(self, address: str) -> None:
+        """Somebody named an address; the next round asks there too."""
+        if self.is_empty and 0 < len(address) <= ADDRESS_CHARACTERS_MAX:
+            self._invitations.pop(address, None)
+            self._invitations[address] = None
+            while len(self._invitations) > INVITATIONS_MAX:
+                del self._invitations[next(iter(self._invitations))]
 
     def greeted(self, hello: Hello) -> None:
         """A peer introduced itself: if it is the cluster of our pledge, this node belongs to it.

@@ -49,6 +49,7 @@ from kvnode.raft.types import (
 from kvnode.replica import pods
 from kvnode.replica.addresses import AddressBook
 from kvnode.replica.administration import Administration
+from kvnode.replica.autopilot import Pilot
 from kvnode.replica.codec import decode
 from kvnode.replica.comparison import Comparison
 from kvnode.replica.departure import Departure
@@ -125,6 +126,8 @@ class Replica:
         self.store.on_change = self.watches.changed
         self.session_watches = Watches(settings.watchers_max, self.store.applied_index)
         self.registry_watches = Watches(settings.watchers_max, self.store.applied_index)
+        self.event_watches = Watches(settings.watchers_max, self.store.applied_index)
+        self.store.on_event = lambda index: self.event_watches.changed(index, b"", True)
         self.raft = self._make_raft(
             recovery.hard_state, recovery.base, recovery.entries, Index(self.store.applied_index)
         )
@@ -138,6 +141,10 @@ class Replica:
         self.admin = Administration(self)
         self.peers = PeerFinder(self)
         self.steward = Steward(self)
+        self.pilot = Pilot(self)
+        # As the facade has them.
+        self.autopilot, self.health = self.pilot.parameters, self.pilot.ask
+        self.force_leave, self.join = self.pilot.force_leave, self.formation.invite
         self.upkeep = Upkeep(self)
         self.comparison = Comparison(self)
         self.scaling = Scaling(self, scale)
@@ -317,6 +324,7 @@ class Replica:
             if self.cluster_id:
                 self._guarded(self.steward.run, now)
                 self._guarded(self.registrar.run, now)
+                self._guarded(self.pilot.run, now)
         if self._ticks % (4 * SWEEP_TICKS) == 0 and self.cluster_id:
             self._guarded(self.upkeep.run, now)
             self._guarded(self.comparison.run, now)
@@ -479,6 +487,7 @@ class Replica:
         self.watches.wake()
         self.session_watches.wake()
         self.registry_watches.wake()
+        self.event_watches.wake()
         if membership_changed:
             self.peers.refresh()
             self.registrar.members_changed()

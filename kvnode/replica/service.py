@@ -9,6 +9,7 @@ from kvnode.errors import KvnodeError, NotLeader, RemoteProtocolError
 from kvnode.ports import Hello
 from kvnode.raft.types import Index, Member, NodeId
 from kvnode.replica import pods
+from kvnode.replica.autopilot import encode_health
 from kvnode.replica.forwarding import serve_writes
 from kvnode.replica.peers import where
 
@@ -19,7 +20,18 @@ Reply = Callable[[Any], None]
 Fail = Callable[[KvnodeError], None]
 
 MEMBERS_ONLY = frozenset(
-    {"write", "read_index", "renew", "remove", "transfer", "join_hop", "diverged", "where"}
+    {
+        "write",
+        "read_index",
+        "renew",
+        "remove",
+        "transfer",
+        "join_hop",
+        "diverged",
+        "where",
+        "health",
+        "force_leave",
+    }
 )
 """Methods that only a node of the same cluster may ask for."""
 
@@ -44,6 +56,9 @@ class Service:
             "digest": self._digest,
             "diverged": self._diverged,
             "where": self._where,
+            "health": self._health,
+            "force_leave": self._force_leave,
+            "invite": self._invite,
         }
 
     def handle(self, sender: Hello, method: str, payload: Any, reply: Reply, fail: Fail) -> None:
@@ -96,6 +111,11 @@ class Service:
         settled = max(log.commit_index, Index(min(1, log.last_index)))
         return log.membership_at(settled).member(node_id) is not None
 
+    def _invite(self, sender: Hello, _payload: Any, reply: Reply, _fail: Fail) -> None:
+        """Somebody wants this node to look for a cluster where it is itself."""
+        self._replica.formation.invited(sender.address)
+        reply(True)
+
     # -- members only -----------------------------------------------------------------------------------
 
     def _join_hop(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
@@ -122,6 +142,20 @@ class Service:
             fail(RemoteProtocolError("a question about addresses has the wrong form"))
         else:
             reply(answer)
+
+    def _health(self, _sender: Hello, _payload: Any, reply: Reply, fail: Fail) -> None:
+        replica = self._replica
+        if replica.is_leader:
+            reply(encode_health(replica.pilot.judge()))
+        else:
+            fail(NotLeader(replica.raft.leader_id))
+
+    def _force_leave(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
+        replica = self._replica
+        if not replica.is_leader:
+            fail(NotLeader(replica.raft.leader_id))
+        else:
+            replica.pilot.force_leave(str(payload), _answer(reply, fail))
 
     def _renew(self, _sender: Hello, payload: Any, reply: Reply, fail: Fail) -> None:
         self._replica.sessions.serve(payload, _answer(reply, fail))

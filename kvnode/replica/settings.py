@@ -71,6 +71,8 @@ class ReplicaSettings:
     """Idempotency keys are forgotten after this age, in steps of a twentieth of it."""
     compare_interval_s: float = 5.0
     """How often the leader compares its members' data (RC-74)."""
+    dead_server_grace_s: float = 86_400.0
+    """A member that was silent for so long is given up; 0: never (``autopilot``)."""
     disk_stall_s: float = 5.0
     """A leader whose oldest save has waited for this long hands over."""
     stop_wait_s: float = 3.0

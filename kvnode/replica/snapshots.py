@@ -219,6 +219,7 @@ class SnapshotReceiver:
         replica.watches.wake()
         replica.session_watches.wake()
         replica.registry_watches.wake()
+        replica.event_watches.wake()
         replica.worker.submit(old.close, self._closed)
         if replica.store.applied_index != meta.last.index:
             replica.fail(

@@ -1,8 +1,9 @@
 """The leader's care for the membership: admit, promote, replace, remove (design §5, RC-42 to RC-49).
 
 Everything goes through the log, one change at a time, under the core's guards. Nothing here acts on
-discovery or on silence alone: a member leaves because an operator says so, because a new incarnation
-of the same name has caught up in its place, or because its StatefulSet has no place for it (``scaling``).
+discovery: a member leaves because an operator says so, because a new incarnation of the same name has caught
+up in its place, because its StatefulSet has no place for it (``scaling``), or because it was silent for
+very long (``autopilot``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kvnode.errors import KvnodeError, MembershipRefused, NotLeader
 from kvnode.raft.quorum import has_majority
 from kvnode.raft.types import Member, Membership, NodeId, Role
+from kvnode.replica.autopilot import NS
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
@@ -73,7 +75,7 @@ class Steward:
             for member in membership.members
             if member.node_id in membership.voters and self._is_replaced(member)
         ]
-        stable_s = self._replica.settings.promote_stable_s
+        stable_s = self._replica.pilot.parameters().server_stabilization_ns / NS
         for node, since in sorted(self._caught_up_since.items()):
             if now - since >= stable_s:
                 changes.append(("learner_promoted", node, membership.with_voter(node)))
