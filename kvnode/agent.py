@@ -256,6 +256,7 @@ class Agent:
                     pod_addresses=self._pod_addresses,
                     reload=self._reload,
                     leave=self._leave,
+                    follow_log=self._logs.follow,
                     collectors=(
                         DiskCollector(journal, data_dir),
                         TransportCollector(transport.metrics),

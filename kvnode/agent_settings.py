@@ -67,6 +67,7 @@ def replica_settings(config: Config) -> ReplicaSettings:
         discovery_interval_s=config.discovery_interval_s,
         node_failure_s=config.node_failure_s,
         removal_timeout_s=config.removal_timeout_s,
+        dead_server_grace_s=config.dead_server_grace_s,
         scaled_away_grace_s=config.scaled_away_grace_s,
     )
 
@@ -109,6 +110,7 @@ def http_settings(config: Config) -> HttpSettings:
         key_bytes_max=config.key_bytes_max,
         body_bytes_max=config.txn_bytes_max,
         txn_ops_max=config.txn_ops_max,
+        event_bytes_max=config.event_bytes_max,
         txn_read_bytes_max=config.txn_read_bytes_max,
         session_ttl_min_ns=round(config.session_ttl_min_s * 1e9),
         connections_max=config.http_connections_max,

@@ -358,6 +358,14 @@ class Config:
         lo=1 * _KIB,
         hi=6 * _MIB,
     )
+    event_bytes_max: int = _setting(
+        512,
+        "Name, payload and filters of one event.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=1,
+        hi=9 * _KIB,
+    )
     uncommitted_bytes_max: int = _setting(
         64 * _MIB,
         "Bytes of writes that the leader holds before they are committed; more are refused.",
@@ -457,6 +465,15 @@ class Config:
         unit="s",
         lo=1,
         hi=86_400,
+    )
+    dead_server_grace_s: float = _setting(
+        86_400.0,
+        "Silence after which a member is removed, while the autopilot's CleanupDeadServers is on and only "
+        "where no StatefulSet is known; 0: never. Of the voters fewer than half, rounded down, are given up.",
+        section=_TIMING,
+        unit="s",
+        lo=0,
+        hi=31_536_000,
     )
     discovery_interval_s: float = _setting(
         1.0,

@@ -1,33 +1,36 @@
-"""``/v1/status``, ``/v1/agent`` and ``/v1/operator/raft`` (spec §7, §9, §10).
+"""``/v1/status`` and what ``/v1/agent`` says of the node itself and of the members (spec §7, §10).
 
-Built from ``Status`` alone, so every node answers them without a leader, as Consul's agents do; only
-the configuration asks the leader first.
+Built from ``Status`` alone, so every node answers them without a leader, as Consul's agents do.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
+import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from kvnode.errors import BadRequest
-from kvnode.http import metrics
+from kvnode.errors import KvnodeError
+from kvnode.http import host, metrics
 from kvnode.http.completion import wait_for
-from kvnode.http.golang import parse_duration_ns
 from kvnode.http.messages import VARY, Request, Response, json_answer, text
 from kvnode.http.query import Options, parse_options
-from kvnode.replica.facade import Consistency
+from kvnode.raft.types import Index
+from kvnode.replica.facade import MemberStatus
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from kvnode.http.context import HttpContext
-    from kvnode.raft.types import NodeId
-    from kvnode.replica.facade import MemberStatus, Status
+    from kvnode.replica.facade import Status
 
 
-READMIT_S_MAX = 3600
-"""How long a name that was removed may be kept out."""
+JOIN: Final = b"/v1/agent/join/"
+FORCE_LEAVE: Final = b"/v1/agent/force-leave/"
+BUILD_DATE: Final = "1970-01-01T00:00:00Z"
+"""Builds are repeatable, so they know no date."""
 
 
 def _host_port(address: str) -> tuple[str, int]:
@@ -67,80 +70,6 @@ class AgentRoutes:
         addresses = [member.address for member in self._replica.status().members]
         return json_answer(addresses, pretty=options.pretty)
 
-    async def configuration(self, request: Request) -> Response:
-        """``GET /v1/operator/raft/configuration``: confirmed by the leader unless ``?stale``."""
-        options = self._options(request)
-        if isinstance(options, Response):
-            return options
-        if options.consistency is not Consistency.STALE:
-            await wait_for(partial(self._replica.read, options.consistency))
-        status = self._replica.status()
-        servers = [
-            {
-                "ID": member.node_id,
-                "Node": member.name,
-                "Address": member.address,
-                "Leader": member.leader,
-                "ProtocolVersion": "3",
-                "Voter": member.voter,
-                "LastIndex": _last_index(member, status),
-            }
-            for member in status.members
-        ]
-        return json_answer({"Servers": servers, "Index": 0}, pretty=options.pretty)
-
-    async def remove_peer(self, request: Request) -> Response:
-        """``DELETE /v1/operator/raft/peer?id=`` or ``?address=``."""
-        options = self._options(request)
-        if isinstance(options, Response):
-            return options
-        node_id, address = options.first("id") or "", options.first("address") or ""
-        if not node_id and not address:
-            return text(
-                400,
-                "Must specify either ?id with the server's ID or ?address with IP:port of peer "
-                "to remove",
-            )
-        if node_id and address:
-            return text(400, "Must specify only one of ?id or ?address")
-        member = self._find(node_id, address)
-        if isinstance(member, Response):
-            return member
-        try:
-            readmit_s = parse_duration_ns(options.first("readmit-after") or "0") / 1e9
-        except ValueError as error:
-            return text(400, f"Invalid readmit-after: {error}")
-        if not 0 <= readmit_s <= READMIT_S_MAX:
-            return text(400, f"readmit-after must be between 0s and {READMIT_S_MAX}s")
-        remove = self._replica.remove_member
-        await wait_for(lambda done: remove(member.node_id, done, readmit_s=readmit_s))
-        return Response(200, VARY)
-
-    async def transfer_leader(self, request: Request) -> Response:
-        """``POST /v1/operator/raft/transfer-leader?id=``: to that member, or the best one."""
-        options = self._options(request)
-        if isinstance(options, Response):
-            return options
-        target: NodeId | None = None
-        node_id = options.first("id") or ""
-        if node_id:
-            member = self._find(node_id, "")
-            if isinstance(member, Response):
-                return member
-            target = member.node_id
-        try:
-            await wait_for(partial(self._replica.transfer_leadership, target))
-        except BadRequest as error:  # no other voter: 500 in Consul
-            return text(500, str(error))
-        return json_answer({"Success": True}, pretty=options.pretty)
-
-    def _find(self, node_id: str, address: str) -> MemberStatus | Response:
-        for member in self._replica.status().members:
-            if (node_id and member.node_id == node_id) or (address and member.address == address):
-                return member
-        what = f'id "{node_id}"' if node_id else f'address "{address}"'
-        return text(500, f"{what} was not found in the Raft configuration")
-
     async def own(self, request: Request) -> Response:
         """``GET /v1/agent/self``: configuration, membership and numbers as Consul words them."""
         options = self._options(request)
@@ -156,6 +85,7 @@ class AgentRoutes:
                 "NodeName": status.name,
                 "NodeID": status.node_id,
                 "Revision": settings.version,
+                "BuildDate": BUILD_DATE,
                 "Server": True,
                 "Version": settings.consul_version,
                 "SessionTTLMin": settings.session_ttl_min_ns,
@@ -164,6 +94,7 @@ class AgentRoutes:
                 "KvnodeVersion": settings.version,
                 "BootstrapExpect": settings.bootstrap_expect,
                 "KVMaxValueSize": settings.value_bytes_max,
+                "TxnMaxReqLen": settings.body_bytes_max,
             },
             "Coord": {
                 "Vec": [0] * 8,
@@ -174,6 +105,7 @@ class AgentRoutes:
             "Member": self._member(me) if me else self._absent_member(status),
             "Stats": self._stats(status),
             "Meta": {"consul-network-segment": ""},
+            "xDS": None,
         }
         return json_answer(document, pretty=options.pretty)
 
@@ -182,6 +114,8 @@ class AgentRoutes:
         options = self._options(request)
         if isinstance(options, Response):
             return options
+        if (options.first("segment") or "_all") != "_all":
+            return text(500, "Network segments are not supported in this version of Consul")
         listed = [self._member(member) for member in self._replica.status().members]
         if "wan" in options.values:
             for member in listed:
@@ -211,6 +145,43 @@ class AgentRoutes:
             return text(500, "this node cannot leave on request")
         await self._leave()
         return Response(200, VARY)
+
+    async def join(self, request: Request) -> Response:
+        """``PUT /v1/agent/join/<addr>``: look for a cluster there, or tell a newcomer of this one."""
+        address = request.path[len(JOIN) :].decode("utf-8", "replace")
+        try:
+            await wait_for(partial(self._replica.join, address))
+        except KvnodeError as error:
+            return text(500, f"1 error occurred:\n\t* Failed to join {address}: {error}\n\n")
+        return Response(200, VARY)
+
+    async def force_leave(self, request: Request) -> Response:
+        """``PUT /v1/agent/force-leave/<name>``: remove a member that nothing is heard of."""
+        name = request.path[len(FORCE_LEAVE) :].decode("utf-8", "replace")
+        local = name.removesuffix(f".{self._settings.datacenter}")
+        if not await wait_for(partial(self._replica.force_leave, local)):
+            return text(500, f"agent: No node found with name '{name}'")
+        return Response(200, VARY)
+
+    async def version(self, request: Request) -> Response:
+        """``GET /v1/agent/version``."""
+        options = self._options(request)
+        if isinstance(options, Response):
+            return options
+        document = {
+            "SHA": self._settings.version,
+            "BuildDate": BUILD_DATE,
+            "HumanVersion": self._settings.consul_version,
+            "FIPS": "",
+        }
+        return json_answer(document, pretty=options.pretty)
+
+    async def host(self, request: Request) -> Response:
+        """``GET /v1/agent/host``."""
+        options = self._options(request)
+        if isinstance(options, Response):
+            return options
+        return json_answer(host.collect(), pretty=options.pretty)
 
     def _member(self, member: MemberStatus) -> dict[str, Any]:
         host, port = _host_port(member.address)
@@ -247,7 +218,11 @@ class AgentRoutes:
 
     def _absent_member(self, status: Status) -> dict[str, Any]:
         """Describe this node while it is no member yet."""
-        return {"Name": status.name, "Addr": "", "Port": 0, "Tags": {}, "Status": 0}
+        me = MemberStatus(
+            status.node_id, status.name, "", "", voter=False, leader=False, connected=True,
+            match_index=Index(0),
+        )  # fmt: skip
+        return self._member(me) | {"Status": 0}
 
     def _stats(self, status: Status) -> dict[str, dict[str, str]]:
         """Return what ``consul info`` prints; every value is text (spec §10)."""
@@ -286,20 +261,40 @@ class AgentRoutes:
                 "last_snapshot_index": str(status.snapshot_index),
                 "last_snapshot_term": str(status.snapshot_term),
                 "latest_configuration": f"[{servers}]",
+                "latest_configuration_index": "0",
                 "num_peers": str(max(0, status.voters - 1)),
                 "protocol_version": "3",
+                "protocol_version_max": "3",
+                "protocol_version_min": "0",
+                "snapshot_version_max": "1",
+                "snapshot_version_min": "0",
                 "state": "".join(word.capitalize() for word in role.split("_")),
                 "term": str(status.term),
             },
             "runtime": {
-                "arch": sys.implementation.name,
+                "arch": platform.machine(),
+                "cpu_count": str(os.cpu_count() or 1),
+                "goroutines": str(threading.active_count()),
+                "max_procs": str(os.cpu_count() or 1),
                 "os": sys.platform,
                 "version": "python " + sys.version.split()[0],
             },
-            "serf_lan": {"members": str(len(status.members))},
-            "serf_wan": {"members": str(len(status.members))},
+            "serf_lan": _gossip(status),
+            "serf_wan": _gossip(status),
         }
 
 
-def _last_index(member: MemberStatus, status: Status) -> int:
-    return int(status.last_index if member.node_id == status.node_id else member.match_index)
+def _gossip(status: Status) -> dict[str, str]:
+    """Return what Consul says of its gossip, as far as there is anything like it here."""
+    silent = sum(not member.connected for member in status.members)
+    zeros = (
+        "coordinate_resets", "event_queue", "health_score", "intent_queue", "left", "query_queue",
+    )  # fmt: skip
+    return dict.fromkeys(zeros, "0") | {
+        "encrypted": "false",
+        "event_time": str(status.applied_index),
+        "failed": str(silent),
+        "member_time": str(status.term),
+        "members": str(len(status.members)),
+        "query_time": "1",
+    }

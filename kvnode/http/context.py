@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ class HttpSettings:
     txn_read_bytes_max: int = 4 * 1024 * 1024
     """What a transaction that writes may read in all; with more it is rolled back. It has to fit into
     one answer between nodes. One that only reads is bounded as a list is."""
+    event_bytes_max: int = 512
+    """Name, payload and filters of one event; with more it is 500, as in Consul."""
     version: str = "0.1.0"
     consul_version: str = "1.22.0"
     """What ``agent/self`` reports: clients compare it with 1.x (spec §10)."""
@@ -100,6 +102,9 @@ class HttpContext:
     """Asks discovery for ``host:port`` of every pod's peer port. May fail or hang; it is bounded."""
     reload: Callable[[], Awaitable[None]] | None = None
     """``PUT /v1/agent/reload``; None: the route answers that it cannot."""
+    follow_log: Callable[[str, bool], AsyncGenerator[bytes, None]] | None = None
+    """The log from now on: from this level (``trace`` … ``error``), as JSON or not; one line per chunk. None:
+    the route answers that it cannot."""
     leave: Callable[[], Awaitable[None]] | None = None
     """``PUT /v1/agent/leave``; starts to leave and returns."""
     tls: Callable[[], ssl.SSLContext] | None = None

@@ -124,6 +124,15 @@ class Members:
             [Members({name: item}, self._inside, "").text(name, "", kind) for item in value]
         )
 
+    def boolean(self, name: str) -> bool:
+        """Return a truth; False when there is none."""
+        value = self.get(name)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise self._mismatch(name, value, "bool")
+        return value
+
     def uint(self, name: str) -> int:
         """Return an unsigned 64-bit number; 0 when there is none."""
         value = self.get(name)

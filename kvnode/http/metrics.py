@@ -205,22 +205,36 @@ def consul_document(registry: CollectorRegistry) -> dict[str, Any]:
     """Return the same numbers in the form of ``/v1/agent/metrics`` (spec §10)."""
     gauges: list[dict[str, Any]] = []
     counters: list[dict[str, Any]] = []
+    summed: dict[str, tuple[str, dict[str, str], dict[str, float]]] = {}
     for family in registry.collect():
         for sample in family.samples:
             labels = dict(sample.labels)
             if family.type == "gauge":
                 gauges.append({"Name": sample.name, "Value": sample.value, "Labels": labels})
+            elif family.type == "histogram" and sample.name.endswith(("_sum", "_count")):
+                name = f"{family.name}\n{sorted(labels.items())}"
+                summed.setdefault(name, (family.name, labels, {}))[2][
+                    sample.name.rpartition("_")[2]
+                ] = sample.value
             elif sample.name.endswith("_total"):
                 count = int(sample.value)
                 counters.append({
                     "Name": sample.name, "Count": count, "Rate": 0, "Sum": count, "Min": count,
                     "Max": count, "Mean": count, "Stddev": 0, "Labels": labels,
                 })  # fmt: skip
+    samples = [
+        {
+            "Name": name, "Count": int(found["count"]), "Rate": 0, "Sum": found["sum"], "Min": 0,
+            "Max": 0, "Mean": found["sum"] / found["count"] if found["count"] else 0, "Stddev": 0,
+            "Labels": labels,
+        }
+        for name, labels, found in summed.values()
+    ]  # fmt: skip
     stamp = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime())
     return {
         "Timestamp": stamp,
         "Gauges": gauges,
         "Points": [],
         "Counters": counters,
-        "Samples": [],
+        "Samples": samples,
     }

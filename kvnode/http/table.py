@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kvnode.http import catalog, kv, metrics, session, txn
+from kvnode.http import absent, catalog, events, kv, metrics, session, txn
 from kvnode.http.agent import AgentRoutes
 from kvnode.http.health import HealthRoutes
 from kvnode.http.messages import Request, Response
+from kvnode.http.monitor import MonitorRoute
+from kvnode.http.operator import OperatorRoutes
 from kvnode.http.pages import PageRoutes
 from kvnode.http.pods import PodsRoute
 from kvnode.http.router import Route, Router
@@ -84,7 +86,9 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
     keys = CallBackRoute(kv, backend, context.settings).handle
     sessions = CallBackRoute(session, backend, context.settings).handle
     reads = CallBackRoute(catalog, backend, context.settings).handle
+    fired = CallBackRoute(events, backend, context.settings).handle
     agent = AgentRoutes(context, registry)
+    operator = OperatorRoutes(context)
     health = HealthRoutes(context)
     pages = PageRoutes(context.settings)
     get, put = ("GET",), ("PUT",)
@@ -102,19 +106,36 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
         *(Route(path, get, reads) for path in catalog.PATHS),
         Route("/v1/status/leader", get, agent.leader),
         Route("/v1/status/peers", get, agent.peers),
-        Route("/v1/operator/raft/configuration", get, agent.configuration),
-        Route("/v1/operator/raft/peer", ("DELETE",), agent.remove_peer),
+        Route("/v1/event/fire/", put, fired),
+        Route("/v1/event/list", get, fired),
+        Route("/v1/operator/raft/configuration", get, operator.configuration),
+        Route("/v1/operator/raft/peer", ("DELETE",), operator.remove_peer),
         Route(
             "/v1/operator/raft/transfer-leader",
             ("POST",),
-            agent.transfer_leader,
+            operator.transfer_leader,
             unlisted=("PUT",),
         ),
+        Route("/v1/operator/autopilot/configuration", ("GET", "PUT"), operator.autopilot),
+        Route("/v1/operator/autopilot/health", get, operator.health),
+        Route("/v1/operator/autopilot/state", get, operator.state),
+        Route("/v1/operator/usage", get, operator.usage),
+        Route("/v1/operator/keyring", ("GET", "PUT", "POST", "DELETE"), operator.keyring),
         Route("/v1/agent/self", get, agent.own),
         Route("/v1/agent/members", get, agent.members),
         Route("/v1/agent/metrics", get, agent.metrics),
         Route("/v1/agent/reload", ("PUT",), agent.reload),
         Route("/v1/agent/leave", ("PUT",), agent.leave),
+        Route("/v1/agent/join/", put, agent.join),
+        Route("/v1/agent/force-leave/", put, agent.force_leave),
+        Route("/v1/agent/monitor", get, MonitorRoute(context).monitor),
+        Route("/v1/agent/host", get, agent.host),
+        Route("/v1/agent/version", get, agent.version),
+        Route("/v1/agent/token/", put, absent.agent_token),
+        Route("/v1/acl/", ("GET", "PUT", "POST", "DELETE"), absent.acl),
+        Route("/v1/coordinate/datacenters", get, absent.coordinate_datacenters),
+        Route("/v1/coordinate/nodes", get, absent.coordinate_nodes),
+        Route("/v1/coordinate/node/", get, absent.coordinate_node),
         Route("/pods", get, PodsRoute(context).pods),
         Route("/health/live", get, health.live),
         Route("/health/ready", get, health.ready),

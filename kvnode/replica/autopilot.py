@@ -6,8 +6,8 @@ leader's own, and a new leader begins to observe anew. Of Consul's parameters th
 - ``LastContactThreshold`` and ``MaxTrailingLogs``: beyond either, a member is unhealthy.
 - ``ServerStabilizationTime``: for how long a learner must keep up before it is promoted (``stewardship``).
 - ``CleanupDeadServers`` and ``MinQuorum``: members that nothing was heard of for ``dead_server_grace_s`` are
-  removed through the log; not where a StatefulSet says who belongs here (``scaling``). Only fewer than half of the voters, rounded down, so that a cluster of three
-  loses nobody before a fourth has come in the dead one's place.
+  removed through the log; not where a StatefulSet says who belongs here (``scaling``). Only fewer than half
+  of the voters, rounded down, so that three lose nobody before a fourth has come in the dead one's place.
 
 Removal for silence may be wrong (a long partition) and costs a copy of the data, never the data: the minority
 that was given up could not serve anyway, and joins again as a new incarnation (RC-47).

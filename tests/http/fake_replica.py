@@ -9,11 +9,20 @@ from typing import Any
 
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Index, NodeId, Role, Term
-from kvnode.replica.facade import Consistency, MemberStatus, PodStatus, ReadView, Status
+from kvnode.replica.facade import (
+    ClusterHealth,
+    Consistency,
+    MemberStatus,
+    PodStatus,
+    ReadView,
+    ServerHealth,
+    Status,
+)
 from kvnode.replica.lock_delays import LockDelays
 from kvnode.replica.session_timers import SessionTimers
 from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command, KvLock, Result, SessionDestroy, Txn
+from kvnode.store.control import Autopilot
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.records import Session
 from kvnode.store.store import Store
@@ -30,6 +39,16 @@ class FakeReplica:
         self.watches = Watches(100_000, 0)
         self.store.on_change = self.watches.changed
         self.session_watches = Watches(100_000, 0)
+        self.event_watches = Watches(100_000, 0)
+        self.store.on_event = lambda index: self.event_watches.changed(index, b"", True)
+        self.judgement = ClusterHealth(True, 0, (
+            ServerHealth(ME, "kvnode-0", "10.0.0.1:8300", True, True, True, 0, Term(3), Index(42),
+                         True, 60_000),
+            ServerHealth(OTHER, "kvnode-1", "10.0.0.2:8300", True, False, True, 22, Term(3), Index(40), True,
+                         60_000),
+        ))  # fmt: skip
+        self.left: list[str] = []
+        self.joined: list[str] = []
         self.store.on_session = self._on_session
         self.registry_watches = Watches(100_000, 0)
         self.store.on_registry = lambda index, name: self.registry_watches.changed(
@@ -140,6 +159,7 @@ class FakeReplica:
         self.watches.wake()
         self.session_watches.wake()
         self.registry_watches.wake()
+        self.event_watches.wake()
         done(result, None)
 
     def read(self, consistency: Consistency, done: Any) -> None:
@@ -164,3 +184,20 @@ class FakeReplica:
     def transfer_leadership(self, target: NodeId | None, done: Any) -> None:
         self.transferred.append(target)
         self._complete(lambda: done(None, self.admin_error))
+
+    def autopilot(self) -> Autopilot:
+        return self.store.autopilot() or Autopilot(
+            True, 200_000_000, 250, 0, 10**9, "", False, "", 0, 0
+        )
+
+    def health(self, done: Any) -> None:
+        self._complete(lambda: done(None if self.admin_error else self.judgement, self.admin_error))
+
+    def force_leave(self, name: str, done: Any) -> None:
+        self.left.append(name)
+        known = any(name in (member.name, member.node_id) for member in self.state.members)
+        self._complete(lambda: done(None if self.admin_error else known, self.admin_error))
+
+    def join(self, address: str, done: Any) -> None:
+        self.joined.append(address)
+        self._complete(lambda: done(None if self.admin_error else "kvnode-1", self.admin_error))
