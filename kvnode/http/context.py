@@ -50,6 +50,12 @@ class HttpSettings:
     """Requests in progress on all connections."""
     pending_bytes_max: int = 64 * 1024 * 1024
     """Bodies of requests in progress, received so far."""
+    feed_heartbeat_s: float = 15.0
+    """A change feed that has nothing to tell says that it is there."""
+    feed_initial_s: float = 120.0
+    """For how long a feed may take to hand over the state that it begins with."""
+    feed_initials_max: int = 8
+    """Feeds at a time that do; further ones wait."""
     streams_max: int = 1_000
     """Endless streams at a time, such as server-sent events."""
     upload_bytes_max: int = 1024 * 1024 * 1024

@@ -41,7 +41,7 @@ def refuse(error: BaseException, *, v1: bool, write: bool) -> Response:
     head = RETRY_AFTER if again else b""
     if v1:
         # Consul knows few codes; everything that is not the client's mistake is 500.
-        return text(status if status in {400, 413} else 500, message, head=head)
+        return text(status if status in {400, 410, 413} else 500, message, head=head)
     return own_text(status, message, head=head)
 
 
@@ -51,6 +51,8 @@ def _describe(error: BaseException, *, write: bool) -> tuple[int, str, bool]:
     match error:
         case errors.ValueTooLarge():
             return 413, str(error), False
+        case errors.Compacted():
+            return 410, str(error), False
         case errors.BadRequest():
             return 400, str(error), False
         case errors.LeadershipLost() if unknown:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvnode.errors import KvnodeError
-from kvnode.http import errors
+from kvnode.http import errors, history
 from kvnode.http.blocking import Query
 from kvnode.http.entries import entry_json
 from kvnode.http.golang import encode_query, parse_uint, quote
@@ -63,6 +63,7 @@ _MISSING_KEY = text(400, "Missing key name")
 _NOT_HELD = "not released: this session does not hold the key"
 _NOT_LOCKED = "not locked: another session holds the key, or its lock-delay has not passed"
 _LISTS = frozenset({"recurse", "keys"})
+_PAST = frozenset({"history", "as_of"})
 
 
 class Read(NamedTuple):
@@ -70,11 +71,15 @@ class Read(NamedTuple):
 
     v1: bool
     shape: str
-    """``one``, ``raw``, ``recurse`` or ``keys``."""
+    """``one``, ``raw``, ``recurse``, ``keys`` or ``history``."""
     key: bytes
     """The key, or the prefix."""
     separator: bytes
     options: Options
+    as_of: int | None = None
+    """Read the key as it was at this index; None: as it is."""
+    limit: int = 0
+    """Of a history: the most revisions."""
 
 
 class Write(NamedTuple):
@@ -144,6 +149,8 @@ def _styled(refusal: Response, *, v1: bool) -> Response:
 
 def _parse_get(v1: bool, key: bytes, options: Options) -> Read | Response:
     values = options.values
+    if not _PAST.isdisjoint(values):
+        return _parse_past(v1, key, options)
     if "keys" in values:
         # Both spellings work, the right one wins (spec §4.1).
         separator = options.first("separator")
@@ -155,6 +162,26 @@ def _parse_get(v1: bool, key: bytes, options: Options) -> Read | Response:
     if not key:
         return _MISSING_KEY if v1 else text(400, "Missing key name; add ?keys to list all keys")
     return Read(v1, "raw" if "raw" in values or not v1 else "one", key, b"", options)
+
+
+def _parse_past(v1: bool, key: bytes, options: Options) -> Read | Response:
+    """Parse a read of what a key was; ours, not Consul's."""
+    values = options.values
+    if sum(name in values for name in ("history", "as_of", "keys", "recurse")) > 1:
+        return text(400, "history, as_of, keys and recurse exclude each other")
+    if options.index:
+        return text(400, "index makes a read wait for the future: not together with the past")
+    if not key:
+        return _MISSING_KEY
+    if "history" in values:
+        limit = history.parse_limit(options)
+        if isinstance(limit, Response):
+            return limit
+        return Read(v1, "history", key, b"", options, limit=limit)
+    as_of = history.parse_as_of(options)
+    if isinstance(as_of, Response):
+        return as_of
+    return Read(v1, "raw" if "raw" in values or not v1 else "one", key, b"", options, as_of=as_of)
 
 
 def _parse_put(v1: bool, key: bytes, options: Options, body: bytes) -> Write | Response:
@@ -314,7 +341,10 @@ def _read_done(
 def answer(operation: Read, store: Store, view: ReadView) -> Response:
     """Read one key and build the answer (spec §4.1)."""
     options = operation.options
-    pair = store.get(operation.key)
+    if operation.shape == "history":
+        return _history(operation, store, view)
+    key, as_of = operation.key, operation.as_of
+    pair = store.get(key) if as_of is None else store.as_of(key, as_of)
     if pair is None:
         if not operation.v1:
             return Response(404)
@@ -336,6 +366,23 @@ def answer(operation: Read, store: Store, view: ReadView) -> Response:
     else:
         head = b"X-Kvnode-Index: %d\r\nX-Kvnode-Flags: %d\r\n" % (pair.modify_index, pair.flags)
     return Response(200, head + _RAW_TYPE, pair.value)
+
+
+def _history(operation: Read, store: Store, view: ReadView) -> Response:
+    """Answer with a key's newest revisions; 404: nothing is known of such a key."""
+    options = operation.options
+    revisions = store.history(operation.key, limit=operation.limit, bytes_max=history.BYTES_MAX)
+    head = b"X-Kvnode-Oldest-Index: %d\r\n" % store.history_floor()
+    if not revisions.complete:
+        head += b"X-Kvnode-More: true\r\n"
+    if operation.v1:
+        head += read_head(store.kv_index(), view, options)
+    if not revisions.found:
+        return Response(404, head)
+    body = history.revisions_json(revisions)
+    if options.pretty:
+        body = prettify(body)
+    return Response(200, head + JSON_TYPE, body if operation.v1 else body + b"\n")
 
 
 def _listed(

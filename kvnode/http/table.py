@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kvnode.http import absent, catalog, events, kv, metrics, session, txn
 from kvnode.http.agent import AgentRoutes
+from kvnode.http.feed import FeedRoute
 from kvnode.http.health import HealthRoutes
 from kvnode.http.messages import Request, Response
 from kvnode.http.monitor import MonitorRoute
@@ -95,6 +96,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
     return Router((
         Route("/v1/kv/", kv.METHODS, keys, unlisted=("POST",), large_body=True),
         Route("/kv/", ("GET", "PUT", "POST", "DELETE"), keys, large_body=True),
+        Route("/v1/watch/", get, FeedRoute(context.replica, context.settings).handle),
         Route("/v1/session/create", put, sessions),
         Route("/v1/session/destroy/", put, sessions),
         Route("/v1/session/renew/", put, sessions),

@@ -484,7 +484,7 @@ class Replica:
         if desk.has_proposed:
             for entry, result in zip(committed, results, strict=True):
                 desk.applied(entry.index, entry.term, result)
-        self.watches.wake()
+        self.watches.wake(self.store.applied_index)
         self.session_watches.wake()
         self.registry_watches.wake()
         self.event_watches.wake()

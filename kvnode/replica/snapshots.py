@@ -216,7 +216,7 @@ class SnapshotReceiver:
             return
         # Stale reads go on meanwhile, so the old engine is closed only after nobody can reach it.
         old = replica.store.replace(engine)
-        replica.watches.wake()
+        replica.watches.wake(replica.store.applied_index)
         replica.session_watches.wake()
         replica.registry_watches.wake()
         replica.event_watches.wake()

@@ -45,6 +45,9 @@ class Watches:
         self._hit: dict[Watcher, int] = {}
         """Who is concerned, and by the change of which index."""
         self.count = 0
+        self.settled = known_from
+        """Whoever was parked all the time has missed nothing up to this index. Within a call-back: up to
+        the one before the batch that it is about."""
 
     def watch(self, key: bytes, *, is_prefix: bool, callback: Callable[[int], None]) -> Watcher:
         """Call ``callback`` once, as soon as the key, or anything under the prefix, has changed.
@@ -131,14 +134,18 @@ class Watches:
             if watched.startswith(prefix) or prefix.startswith(watched):
                 self._hit.update(dict.fromkeys(group, index))
 
-    def wake(self) -> None:
-        """Call everybody who is concerned, in the order in which they were noted."""
+    def wake(self, applied: int = 0) -> None:
+        """Call everybody who is concerned, in the order in which they were noted.
+
+        ``applied`` is the store's index, up to which all changes have been noted, for who asks ``settled``.
+        """
         while self._hit:
             hit, self._hit = self._hit, {}
             for watcher in hit:
                 self._forget(watcher)
             for watcher, index in hit.items():
                 watcher.callback(index)
+        self.settled = max(self.settled, applied)
 
     def _forget(self, watcher: Watcher) -> None:
         table = self._prefixes if watcher.is_prefix else self._keys

@@ -39,9 +39,6 @@ from kvnode.store.records import (
 )
 from kvnode.store.tables import Transaction, history_bytes
 
-SCAN_BYTES_MAX: Final = 512 * 1024
-"""A look at the window ends once it has read so much; one large row can make it more."""
-
 _INDEX_MAX: Final = (1 << 64) - 1
 
 
@@ -74,6 +71,8 @@ class Changes(NamedTuple):
     """Where to go on; behind everything that is applied once ``complete``."""
     complete: bool
     """Whether the end of the window was reached."""
+    whole: bool
+    """Whether the last entry has certainly no further change under the prefix."""
 
 
 class Revision(NamedTuple):
@@ -133,11 +132,13 @@ def check_known(meta: Meta, index: int) -> None:
         raise Compacted(index, lowest, meta.applied_index)
 
 
-def changes(engine: Engine, meta: Meta, since: Position, prefix: bytes, rows_max: int) -> Changes:
+def changes(
+    engine: Engine, meta: Meta, since: Position, prefix: bytes, rows_max: int, bytes_max: int
+) -> Changes:
     """Return the changes under a prefix behind ``since``, in order.
 
     At most ``rows_max`` rows of the window are read, under the prefix or not; so an answer can be empty
-    and not complete.
+    and not complete. It ends with the one that makes it ``bytes_max`` of old values.
 
     Raises:
         Compacted: The window does not reach back to ``since``.
@@ -148,39 +149,64 @@ def changes(engine: Engine, meta: Meta, since: Position, prefix: bytes, rows_max
     start = change_stop(since.index)
     if since.key is not None:
         start = change_key(since.index, since.key) + b"\0"
-    rows: list[tuple[int, bytes, bytes, bytes]] = []
+    rows: list[_Row] = []
     position = since
     read = size = 0
-    complete = True
+    complete = whole = True
     with closing(engine.scan(start, change_stop(meta.applied_index))) as found:
-        for raw, row in found:
-            if read >= rows_max or size >= SCAN_BYTES_MAX:
-                complete = False
+        for raw, record in found:
+            index, key = decode_change_key(raw)
+            if read >= rows_max or size >= bytes_max:
+                complete, whole = False, index != position.index
                 break
             read += 1
-            index, key = decode_change_key(raw)
             position = Position(index, key)
             if key.startswith(prefix):
-                size += len(row)
-                rows.append((index, key, raw, row))
-    if complete:
+                size += len(record)
+                rows.append(_Row(index, key, *decode_change(raw, record)))
+    told = _with_news(engine, rows, bytes_max)
+    if len(told) < len(rows):
+        last = rows[len(told) - 1]
+        position, complete = Position(last.index, last.key), False
+        whole = rows[len(told)].index != last.index
+    elif complete:
         position = Position(meta.applied_index, None)
-    return Changes(_with_news(engine, rows), position, complete)
+    # What an entry made and removed again was never there.
+    seen = tuple([change for change in told if change.old is not None or change.new is not None])
+    return Changes(seen, position, complete, whole)
 
 
-def _with_news(engine: Engine, rows: list[tuple[int, bytes, bytes, bytes]]) -> tuple[Change, ...]:
-    """Find out what each key became: backwards, since the next change holds it."""
-    later: dict[bytes, KVPair | None] = {}
-    result: list[Change] = []
-    for index, key, raw, row in reversed(rows):
-        cause, record = decode_change(raw, row)
-        old = decode_key(KV + key, record) if record else None
-        new = later[key] if key in later else _became(engine, key, index)
-        later[key] = old
-        if old is not None or new is not None:
-            result.append(Change(index, key, cause, old, new))
-    result.reverse()
-    return tuple(result)
+class _Row(NamedTuple):
+    """A row of the window."""
+
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    key: bytes
+    cause: int
+    record: bytes
+    """Of the key before; empty: there was none."""
+
+    def before(self) -> KVPair | None:
+        """Return what the key was before."""
+        return decode_key(KV + self.key, self.record) if self.record else None
+
+
+def _with_news(engine: Engine, rows: list[_Row], bytes_max: int) -> list[Change]:
+    """Find out what each key became; stop, but not before the first, at ``bytes_max`` of values."""
+    following: dict[bytes, _Row] = {}
+    next_rows: list[_Row | None] = []
+    for row in reversed(rows):
+        next_rows.append(following.get(row.key))
+        following[row.key] = row
+    told: list[Change] = []
+    size = 0
+    for row, next_row in zip(rows, reversed(next_rows), strict=True):
+        if told and size >= bytes_max:
+            break
+        old = row.before()
+        new = _became(engine, row.key, row.index) if next_row is None else next_row.before()
+        size += sum(len(pair.value) for pair in (old, new) if pair is not None)
+        told.append(Change(row.index, row.key, row.cause, old, new))
+    return told
 
 
 def _became(engine: Engine, key: bytes, index: int) -> KVPair | None:

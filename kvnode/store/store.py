@@ -390,10 +390,15 @@ class Store:
         return history.floor(self._meta)
 
     def changes(
-        self, since: history.Position, prefix: bytes = b"", *, rows_max: int = 1000
+        self,
+        since: history.Position,
+        prefix: bytes = b"",
+        *,
+        rows_max: int = 1000,
+        bytes_max: int = 512 * 1024,
     ) -> history.Changes:
         """Return the changes under a prefix behind a point, in order, see ``history.changes``."""
-        return history.changes(self.engine, self._meta, since, prefix, rows_max)
+        return history.changes(self.engine, self._meta, since, prefix, rows_max, bytes_max)
 
     def history(self, key: bytes, *, limit: int, bytes_max: int) -> history.Revisions:
         """Return a key's newest revisions, see ``history.history``."""

@@ -156,7 +156,7 @@ class FakeReplica:
             return
         index, self.next_index = self.next_index, self.next_index + 1
         result = self.store.apply_batch([(index, command)])[0]
-        self.watches.wake()
+        self.watches.wake(self.store.applied_index)
         self.session_watches.wake()
         self.registry_watches.wake()
         self.event_watches.wake()

@@ -26,7 +26,7 @@ def test_a_change_wakes_the_key_and_its_prefixes_and_nobody_else():
     watches.watch(b"a/bc", is_prefix=False, callback=calls("longer"))
     watches.watch(b"b/", is_prefix=True, callback=calls("other"))
     watches.changed(7, b"a/b", False)
-    watches.wake()
+    watches.wake(99)
     assert sorted(calls.names) == ["all", "key", "prefix"]
     assert watches.count == 2
 
@@ -36,9 +36,9 @@ def test_a_watcher_is_called_once():
     watches.watch(b"k", is_prefix=False, callback=calls("k"))
     for index in (1, 2):
         watches.changed(index, b"k", False)
-    watches.wake()
+    watches.wake(99)
     watches.changed(3, b"k", False)
-    watches.wake()
+    watches.wake(99)
     assert calls.names == ["k"]
 
 
@@ -49,7 +49,7 @@ def test_a_deleted_tree_wakes_what_is_in_it_and_what_it_is_in():
     watches.watch(b"a", is_prefix=True, callback=calls("around"))
     watches.watch(b"b", is_prefix=False, callback=calls("beside"))
     watches.changed(7, b"a/", True)
-    watches.wake()
+    watches.wake(99)
     assert sorted(calls.names) == ["around", "inside", "prefix inside"]
 
 
@@ -60,7 +60,7 @@ def test_a_cancelled_watcher_is_not_called_even_when_it_was_concerned_already():
     watches.changed(1, b"k", False)
     watches.cancel(first)
     watches.cancel(first)
-    watches.wake()
+    watches.wake(99)
     assert calls.names == ["second"]
     assert watches.count == 0
 
@@ -75,7 +75,7 @@ def test_a_callback_may_watch_again():
     watches.watch(b"k", is_prefix=False, callback=again)
     for index in range(3):
         watches.changed(index, b"k", False)
-        watches.wake()
+        watches.wake(99)
     assert calls.names == ["again"] * 3
     assert watches.count == 1
 
@@ -112,7 +112,7 @@ def test_exactly_the_concerned_are_called(watched, cancelled, changes):
             watches.cancel(made[number])
     for key, tree in changes:
         watches.changed(1, key, tree)
-    watches.wake()
+    watches.wake(99)
 
     def concerned(watch: tuple[bytes, bool], change: tuple[bytes, bool]) -> bool:
         (key, is_prefix), (changed, tree) = watch, change
@@ -135,7 +135,7 @@ def test_a_watcher_hears_the_index_of_the_newest_change():
     watches.changed(7, b"a1", False)
     watches.changed(8, b"a2", False)
     watches.changed(9, b"b", False)
-    watches.wake()
+    watches.wake(99)
     assert heard == [8]
 
 
