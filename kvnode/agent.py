@@ -141,7 +141,7 @@ class Agent:
         self._security: Security | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> int:  # noqa: PLR0915  # a list of parts, read from top to bottom
+    async def run(self) -> int:  # a list of parts, read from top to bottom
         """Build, start, wait, stop; return the exit code.
 
         Raises:
