@@ -366,6 +366,40 @@ class Config:
         lo=1,
         hi=9 * _KIB,
     )
+    list_bytes_max: int = _setting(
+        64 * _MIB,
+        "Largest answer to a list of keys or entries; a page ends before it.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=1 * _KIB,
+        hi=1 * _GIB,
+    )
+    url_bytes_max: int = _setting(
+        16 * _KIB,
+        "Longest request line; it must hold a percent-encoded key.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=256,
+        hi=1 * _MIB,
+    )
+    copy_keys_max: int = _setting(
+        5_000, "Keys that one copy or move of a prefix may have.", section=_LIMITS, lo=1, hi=100_000
+    )
+    copy_bytes_max: int = _setting(
+        16 * _MIB,
+        "The same in bytes of keys and values.",
+        section=_LIMITS,
+        unit="bytes",
+        lo=1 * _KIB,
+        hi=1 * _GIB,
+    )
+    idempotency_keys_max: int = _setting(
+        100_000,
+        "Writes with an Idempotency-Key that are remembered; beyond it the oldest are forgotten.",
+        section=_LIMITS,
+        lo=1,
+        hi=10_000_000,
+    )
     uncommitted_bytes_max: int = _setting(
         64 * _MIB,
         "Bytes of writes that the leader holds before they are committed; more are refused.",
@@ -474,6 +508,22 @@ class Config:
         unit="s",
         lo=0,
         hi=31_536_000,
+    )
+    key_ttl_min_s: float = _setting(
+        1.0,
+        "Shortest time to live that a key may ask for.",
+        section=_TIMING,
+        unit="s",
+        lo=0,
+        hi=86_400,
+    )
+    idempotency_window_s: float = _setting(
+        600.0,
+        "For how long a write with an Idempotency-Key is remembered, at least, unless there are too many.",
+        section=_TIMING,
+        unit="s",
+        lo=1,
+        hi=604_800,
     )
     discovery_interval_s: float = _setting(
         1.0,
