@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kvnode.cli import bench, dev, kv, operator, tls
-from kvnode.cli.tls_options import add_tls_options
+from kvnode.cli import bench, dev, kubernetes, kv, operator
 
 app = typer.Typer(
     name="kvnode",
@@ -22,7 +21,7 @@ app.add_typer(kv.app, name="kv")
 app.command("bench")(bench.bench)
 app.command("members")(operator.members)
 app.add_typer(operator.app, name="operator")
-app.add_typer(tls.app, name="tls")
+app.add_typer(kubernetes.app, name="kubernetes")
 
 
 @app.command("agent", add_help_option=False)
@@ -37,6 +36,3 @@ def version(
 ) -> None:
     """Print the version."""
     raise AssertionError("main() takes this word before typer sees it")
-
-
-add_tls_options(app)  # last: every command is there

@@ -196,23 +196,17 @@ class RocksSnapshot:
         self._forget = forget
         self._failed = failed
 
-    def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
+    def scan(self, start: bytes, stop: bytes | None) -> Rows:
         """Yield ``[start, stop)``, see ``EngineSnapshot``."""
-        iterator = self._iterator
-        if iterator is None:
+        if self._iterator is None:
             raise InvariantBroken("a closed snapshot was read")
-        if stop is None:
-            stop = _OWN
         try:
-            if not reverse:
-                _seek(iterator, start)
-            else:
-                iterator.seek_for_prev(stop)
-                if iterator.valid() and iterator.key() == stop:
-                    iterator.prev()
+            _seek(self._iterator, start)
         except Exception as error:
             raise self._failed(error, "the state engine could not be scanned") from error
-        return _rows(iterator, start, stop, self._failed, reverse=reverse)
+        return _rows(
+            self._iterator, start, _OWN if stop is None else stop, self._failed, reverse=False
+        )
 
     def close(self) -> None:
         """Release the view."""

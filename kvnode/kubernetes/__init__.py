@@ -1,4 +1,4 @@
-"""What the API server of Kubernetes is asked: how large a StatefulSet is to be, and a label on one pod.
+"""What the API server of Kubernetes is asked: how large a StatefulSet is to be, a label on one pod, Secrets.
 
 Vocabulary:
 
@@ -7,8 +7,8 @@ Vocabulary:
 
 Invariants:
 
-- Two calls, both with least rights: ``get`` on one StatefulSet, ``patch`` on pods (only for the leader's
-  label). Nothing is listed, watched or kept.
+- A node makes two calls, both with least rights: ``get`` on one StatefulSet, ``patch`` on pods (only for the
+  leader's label). Nothing is listed, watched or kept. Secrets are read and made by a Job alone (``secrets``).
 - What is not certain is an error: a StatefulSet that is not there, that is being deleted, or that says no
   number, is never "zero replicas".
 - The token and the CA are read again for each call: the kubelet exchanges them while the pod runs.

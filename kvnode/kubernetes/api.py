@@ -51,7 +51,7 @@ class ApiServer:
         name = self._settings.statefulset
         space = credentials.namespace(self._settings)
         path = f"/apis/apps/v1/namespaces/{space}/statefulsets/{name}"
-        return _parse_scale(await self._call("GET", path), name)
+        return _parse_scale(await self.call("GET", path), name)
 
     async def label_pod(self, labels: Mapping[str, str]) -> None:
         """Set labels of this node's own pod; others stay.
@@ -61,7 +61,7 @@ class ApiServer:
         """
         space = credentials.namespace(self._settings)
         path = f"/api/v1/namespaces/{space}/pods/{self._settings.pod}"
-        await self._call("PATCH", path, {"metadata": {"labels": dict(labels)}})
+        await self.call("PATCH", path, {"metadata": {"labels": dict(labels)}})
 
     async def _ask_scale(self, done: Done[Scale]) -> None:
         try:
@@ -74,14 +74,28 @@ class ApiServer:
         else:
             done(found, None)
 
-    async def _call(self, method: str, path: str, patch: Any = None) -> Any:
+    async def call(
+        self, method: str, path: str, document: Any = None, *, may_be: int = HTTPStatus.OK
+    ) -> Any:
+        """Ask for something, and return the object that is the answer.
+
+        Args:
+            method: HTTP's.
+            path: From ``/api`` or ``/apis`` on.
+            document: To be sent as JSON; with PATCH a merge patch.
+            may_be: A status that is an answer, too: the result is None then.
+
+        Raises:
+            ApiServerFailed: It was refused, or it is not known what became of it.
+        """
         settings = self._settings
         url = URL(settings.url).with_path(path)
         headers = {"Accept": "application/json", "User-Agent": "kvnode"}
         body = None
-        if patch is not None:
-            headers["Content-Type"] = "application/merge-patch+json"
-            body = json.dumps(patch).encode()
+        if document is not None:
+            patches = method == "PATCH"
+            headers["Content-Type"] = f"application/{'merge-patch+' if patches else ''}json"
+            body = json.dumps(document).encode()
         secure = url.scheme == "https"
         if secure:
             headers["Authorization"] = f"Bearer {credentials.token(settings)}"
@@ -95,6 +109,8 @@ class ApiServer:
                 ) as answer,
             ):
                 content = await _read(answer)
+                if answer.status == may_be != HTTPStatus.OK:
+                    return None
                 return _judge(answer.status, content, f"{method} {path}", settings)
         except aiohttp.ClientConnectorCertificateError as error:
             raise ApiServerFailed(
@@ -128,7 +144,7 @@ def _judge(status: int, content: bytes, what: str, settings: ApiSettings) -> Any
         found = json.loads(content)
     except (ValueError, RecursionError):
         found = None
-    if status == HTTPStatus.OK and isinstance(found, dict):
+    if status in (HTTPStatus.OK, HTTPStatus.CREATED) and isinstance(found, dict):
         return found
     said = found.get("message") if isinstance(found, dict) else None
     text = _shorten(said if isinstance(said, str) and said else f"status {status}")
@@ -136,10 +152,12 @@ def _judge(status: int, content: bytes, what: str, settings: ApiSettings) -> Any
 
 
 def _advice(status: int, what: str, settings: ApiSettings) -> str:
-    pods = what.startswith("PATCH")
+    pods = what.startswith("PATCH") and "/pods/" in what
     match status:
         case HTTPStatus.UNAUTHORIZED:
             return f"the token in {settings.credentials} is not accepted: mount a current one"
+        case HTTPStatus.FORBIDDEN if "/secrets" in what:
+            return "give the service account a Role with `create` on secrets, and `get` and `patch` on these"
         case HTTPStatus.FORBIDDEN if pods:
             return "give the pod's service account a Role with `patch` on pods, or switch the label off"
         case HTTPStatus.FORBIDDEN:

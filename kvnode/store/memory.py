@@ -55,12 +55,11 @@ class MemorySnapshot:
         self._rows = list(rows.items())
         self._keys = list(rows)
 
-    def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
+    def scan(self, start: bytes, stop: bytes | None) -> Rows:
         """Yield ``[start, stop)``, see ``EngineSnapshot``."""
         at = bisect_left(self._keys, start)
         end = len(self._keys) if stop is None else bisect_left(self._keys, stop)
-        rows = self._rows[at:end]
-        yield from reversed(rows) if reverse else rows
+        yield from self._rows[at:end]
 
     def close(self) -> None:
         """Forget the rows."""

@@ -129,6 +129,19 @@ def expiry(cert: bytes) -> datetime.datetime:
     return x509.load_pem_x509_certificate(cert).not_valid_after_utc
 
 
+def hosts(cert: bytes) -> list[str]:
+    """Return the DNS names and addresses that a certificate is for."""
+    try:
+        extension = x509.load_pem_x509_certificate(cert).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except x509.ExtensionNotFound:
+        return []
+    names = extension.value
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
+
+
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,

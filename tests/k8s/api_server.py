@@ -8,6 +8,7 @@ down. ``requests`` remembers what was asked.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import ssl
@@ -93,6 +94,10 @@ class ApiServer:
         app.router.add_get(base, self._get)
         app.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get)
         app.router.add_patch("/api/v1/namespaces/{namespace}/pods/{name}", self._patch)
+        secrets = "/api/v1/namespaces/{namespace}/secrets"
+        app.router.add_post(secrets, self._post_secret)
+        app.router.add_get(secrets + "/{name}", self._get)
+        app.router.add_patch(secrets + "/{name}", self._patch_secret)
         app.router.add_route("*", "/{rest:.*}", self._unknown)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -189,6 +194,34 @@ class ApiServer:
         found["metadata"]["resourceVersion"] = str(self.version)
         return web.json_response(found)
 
+    async def _post_secret(self, request: web.Request) -> web.Response:
+        refusal, _ = await self._admit(request, "create")
+        if refusal is not None:
+            return refusal
+        made = json.loads(await request.text())
+        name = made["metadata"]["name"]
+        if ("secrets", name) in self.objects:
+            return status(409, f'secrets "{name}" already exists')
+        kept = {"tls.crt", "tls.key"} if made["type"] == "kubernetes.io/tls" else set()
+        if not kept <= made["data"].keys():
+            return status(422, f'Secret "{name}" is invalid: data: Required value')
+        self.objects["secrets", name] = made
+        return web.json_response(made, status=201)
+
+    async def _patch_secret(self, request: web.Request) -> web.Response:
+        refusal, found = await self._admit(request, "patch")
+        if refusal is not None:
+            return refusal
+        if request.content_type != MERGE_PATCH:
+            return status(415, f"the body of the request was in an unknown format - {MERGE_PATCH}")
+        found["data"] |= json.loads(await request.text())["data"]
+        return web.json_response(found)
+
+    def secret(self, name: str) -> dict[str, bytes]:
+        """What is in one."""
+        data = self.objects["secrets", name]["data"]
+        return {key: base64.b64decode(text) for key, text in data.items()}
+
     async def _unknown(self, request: web.Request) -> web.Response:
         self.requests.append((request.method, request.path))
         return web.Response(status=404, text="404 page not found\n")
@@ -206,8 +239,8 @@ class ApiServer:
         rights = self.rights.get(token) if scheme == "Bearer" else None
         if rights is None:
             return status(401, "Unauthorized"), {}
-        resource = request.path.split("/")[-2]
-        name, namespace = request.match_info["name"], request.match_info["namespace"]
+        name, namespace = request.match_info.get("name", ""), request.match_info["namespace"]
+        resource = request.path.split("/")[-2 if name else -1]
         group = "apps" if resource == "statefulsets" else ""
         allowed = namespace == NAMESPACE and rights & {(verb, resource, name), (verb, resource, "")}
         if not allowed:
@@ -216,6 +249,8 @@ class ApiServer:
                 f'"{resource}" in API group "{group}" in the namespace "{namespace}"'
             )
             return status(403, text), {}
+        if verb == "create":
+            return None, {}
         found = self.objects.get((resource, name))
         if found is None:
             return status(404, f'{resource}.{group} "{name}" not found'), {}

@@ -30,10 +30,11 @@ KUBECTLS = (
 KUBERNETES = ("1.27", "1.32", "1.37")
 """The oldest that the chart says it supports, one between, the newest."""
 
-CRDS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
+CRDS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1", "cert-manager.io/v1")
 """APIs that not every cluster has; their objects have no schema here."""
 
 Object = dict[str, Any]
+COMPONENT = "app.kubernetes.io/component"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """libyaml's where PyYAML has them: ten times as fast."""
@@ -127,6 +128,14 @@ def pod_specs(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
             yield name, o["spec"]
         elif o["kind"] in {"StatefulSet", "Job", "Deployment"}:
             yield name, o["spec"]["template"]["spec"]
+        elif o["kind"] == "CronJob":
+            yield name, o["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def voters(objects: Sequence[Object]) -> Object:
+    """Return the StatefulSet of the voters."""
+    found = [o for o in objects if o["kind"] == "StatefulSet"]
+    return the([o for o in found if o["metadata"]["labels"][COMPONENT] == "server"], "StatefulSet")
 
 
 def expanded(container: Object, **known: str) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.charts import ROOT, Object, expanded, the
+from tests.k8s.charts import ROOT, Object, expanded, the, voters
 
 STORE = ROOT / ".cache" / "podman"
 BASE = ROOT / ".cache" / "tools" / "base-trixie.tar"
@@ -345,7 +345,7 @@ def flags_of(objects: list[Object], pod: str, folder: Path) -> tuple[list[str], 
     ConfigMaps become folders, the ``data`` volume a folder that belongs to root and to the group that
     ``fsGroup`` names, as the kubelet leaves it.
     """
-    stateful = the(objects, "StatefulSet")
+    stateful = voters(objects)
     spec = stateful["spec"]["template"]["spec"]
     container, context = spec["containers"][0], spec.get("securityContext", {})
     own = container.get("securityContext", {})

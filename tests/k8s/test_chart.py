@@ -22,6 +22,7 @@ from tests.k8s.charts import (
     render,
     schema_errors,
     the,
+    voters,
 )
 
 SETS = sorted(path.stem for path in (HERE / "values").glob("*.yaml"))
@@ -78,7 +79,7 @@ def test_objects_fit_the_schemas_of_kubernetes(name: str, version: str) -> None:
 def test_the_agent_takes_what_the_chart_gives_it(name: str, tmp_path: Path) -> None:
     """Flags and files as the pod sees them, read by the agent's own reader."""
     objects = rendered("helm-4", name)
-    stateful = the(objects, "StatefulSet")
+    stateful = voters(objects)
     config = agent_config(objects, stateful, f"{stateful['metadata']['name']}-0", tmp_path)
     spec = stateful["spec"]["template"]["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in spec["ports"]}
@@ -88,6 +89,13 @@ def test_the_agent_takes_what_the_chart_gives_it(name: str, tmp_path: Path) -> N
         f"{config.node_name}.{stateful['spec']['serviceName']}.default.svc."
     )
     assert config.join_srv.startswith(f"_raft._tcp.{stateful['spec']['serviceName']}.default.svc.")
+    assert not config.read_replica
+    mounted = [mount["mountPath"] for mount in spec["volumeMounts"]]
+    for path in (config.tls_cert_file, config.tls_ca_file, config.peer_secret_file):
+        assert not path or str(Path(path).parent) in mounted
+    if config.kubernetes_statefulset:
+        assert config.kubernetes_statefulset == stateful["metadata"]["name"]
+        assert config.kubernetes_credentials in mounted
     values = yaml.safe_load(values_of(name))
     expected = stateful["spec"]["replicas"] if values.get("bootstrap", True) else 0
     assert config.bootstrap_expect == expected
@@ -95,7 +103,69 @@ def test_the_agent_takes_what_the_chart_gives_it(name: str, tmp_path: Path) -> N
     stranger = f"{stateful['metadata']['name']}-{stateful['spec']['replicas']}"
     assert agent_config(objects, stateful, stranger, tmp_path).bootstrap_expect == 0
     # Killed in the middle of handing over would be an election instead of a handover.
-    assert config.shutdown_s < stateful["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    grace = stateful["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    removal = config.removal_timeout_s if config.kubernetes_statefulset else 0
+    assert config.shutdown_s + removal < grace
+
+
+@pytest.mark.parametrize("name", ["readers", "readers-scaled"])
+def test_read_replicas_find_the_voters_and_found_nothing(name: str, tmp_path: Path) -> None:
+    """A reader that took part in a founding would be counted in it."""
+    objects = rendered("helm-4", name)
+    stateful = the(objects, "StatefulSet", "kvnode-read")
+    config = agent_config(objects, stateful, "kvnode-read-0", tmp_path)
+    assert config.read_replica
+    assert config.bootstrap_expect == 0
+    assert config.join_srv.startswith(f"_raft._tcp.{voters(objects)['spec']['serviceName']}.")
+    assert config.advertise.startswith(f"kvnode-read-0.{stateful['spec']['serviceName']}.")
+    assert config.kubernetes_statefulset == "kvnode-read"
+    client = the(objects, "Service", "kvnode")["spec"]["selector"].items()
+    labels = stateful["spec"]["template"]["metadata"]["labels"]
+    assert not client <= labels.items(), "the voters' Service would lead to readers"
+    scaler = [o for o in objects if o["kind"] == "HorizontalPodAutoscaler"]
+    assert ("replicas" in stateful["spec"]) is not bool(scaler), "two would say how many"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_certificate_is_for_the_names_that_are_dialled(name: str) -> None:
+    """Peers dial each other by the names of the headless Services, clients by the Service's."""
+    objects = rendered("helm-4", name)
+    names = []
+    for o in objects:
+        if o["kind"] == "Certificate":
+            names = o["spec"]["dnsNames"]
+        elif o["kind"] == "Job" and o["metadata"]["name"] == "kvnode-secrets":
+            arguments = o["spec"]["template"]["spec"]["containers"][0]["args"]
+            names = [word[11:] for word in arguments if word.startswith("--tls-name=")]
+    if not names:
+        return
+    for o in objects:
+        if o["kind"] == "StatefulSet":
+            assert f"*.{o['spec']['serviceName']}.default.svc.cluster.local" in names
+        elif o["kind"] == "Service" and o["spec"].get("clusterIP") != "None":
+            assert {o["metadata"]["name"], f"{o['metadata']['name']}.default.svc"} <= set(names)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_role_allows_what_is_asked_and_nothing_wide(name: str) -> None:
+    """Least privilege: one StatefulSet by name, Secrets by name but for making them."""
+    objects = rendered("helm-4", name)
+    for role in (o for o in objects if o["kind"] == "Role"):
+        for rule in role["rules"]:
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+            assert (
+                "resourceNames" in rule
+                or rule["verbs"] == ["create"]
+                or (rule["resources"] == ["pods"] and name == "readers")
+            )
+    asks = [o for o in objects if o["kind"] == "Role" and o["metadata"]["name"] == "kvnode"]
+    if name == "by-hand":
+        assert not asks
+    for o in objects:
+        if o["kind"] == "StatefulSet" and asks:
+            assert any(
+                o["metadata"]["name"] in r.get("resourceNames", []) for r in asks[0]["rules"]
+            )
 
 
 def agent_config(objects: list[Object], stateful: Object, pod: str, folder: Path) -> Any:
@@ -127,26 +197,44 @@ def agent_config(objects: list[Object], stateful: Object, pod: str, folder: Path
 @pytest.mark.parametrize("name", SETS)
 def test_selectors_find_the_pods(name: str) -> None:
     objects = rendered("helm-4", name)
-    labels = the(objects, "StatefulSet")["spec"]["template"]["metadata"]["labels"].items()
-    selectors = [the(objects, "StatefulSet")["spec"]["selector"]["matchLabels"]]
-    selectors += [o["spec"]["selector"] for o in objects if o["kind"] == "Service"]
-    selectors += [
-        o["spec"]["selector"]["matchLabels"]
+    stateful = [o for o in objects if o["kind"] == "StatefulSet"]
+    pods = {o["metadata"]["name"]: o["spec"]["template"]["metadata"]["labels"] for o in stateful}
+    selectors = {
+        (o["kind"], o["metadata"]["name"]): o["spec"]["selector"]
         for o in objects
-        if o["kind"] in {"PodDisruptionBudget", "PodMonitor"}
-    ]
+        if o["kind"] in {"PodDisruptionBudget", "StatefulSet"}
+    }
+    selectors |= {
+        ("Service", o["metadata"]["name"]): {"matchLabels": o["spec"]["selector"]}
+        for o in objects
+        if o["kind"] == "Service"
+    }
     assert len(selectors) >= 3
-    for selector in selectors:
-        assert selector
-        assert selector.items() <= labels
+    for (kind, owner), selector in selectors.items():
+        assert selector["matchLabels"]
+        # The leader wears its label only while it leads.
+        worn = {"kvnode/leader": "true"} if owner.endswith("-leader") else {}
+        chosen = [pod for pod, labels in pods.items() if matches(selector, labels | worn)]
+        reads = [name for name in pods if name.endswith("-read")] if "-read" in owner else []
+        assert chosen == (reads or [voters(objects)["metadata"]["name"]]), (kind, owner)
+    for monitor in (o for o in objects if o["kind"] == "PodMonitor"):
+        assert all(matches(monitor["spec"]["selector"], labels) for labels in pods.values())
     for monitor in (o for o in objects if o["kind"] == "ServiceMonitor"):
-        wanted = monitor["spec"]["selector"]["matchLabels"].items()
         chosen = [
-            o
+            o["metadata"]["name"]
             for o in objects
-            if o["kind"] == "Service" and wanted <= o["metadata"]["labels"].items()
+            if o["kind"] == "Service"
+            and matches(monitor["spec"]["selector"], o["metadata"]["labels"])
         ]
-        assert len(chosen) == 1, "every pod once"
+        assert sorted(chosen) == sorted(o["spec"]["serviceName"] for o in stateful), "each pod once"
+
+
+def matches(selector: Object, labels: Object) -> bool:
+    """Whether a LabelSelector chooses these labels."""
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        expression["operator"] == "In" and labels.get(expression["key"]) in expression["values"]
+        for expression in selector.get("matchExpressions", [])
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -250,10 +338,18 @@ def test_a_shared_claim_has_a_folder_for_each_pod() -> None:
 REFUSED = {
     "a misspelt value": ("replica: 3", "replica"),
     "a misspelt value inside": ("persistence: {perPod: {sise: 1Gi}}", "sise"),
-    "TLS, which does not exist yet": ("tls: {enabled: true}", "tls"),
-    "a peer secret, which does not exist yet": ("peerSecret: {existingSecret: a}", "peerSecret"),
-    "read replicas, which do not exist yet": ("readReplicas: {replicas: 2}", "readReplicas"),
-    "backups, which do not exist yet": ("backup: {enabled: true}", "backup"),
+    "a Secret without a name": ("tls: {enabled: true, source: existingSecret}", "existingSecret"),
+    "an Issuer without a name": ("tls: {enabled: true, source: certManager}", "issuerRef"),
+    "an unknown source of certificates": ("tls: {enabled: true, source: vault}", "source"),
+    "a backup to nowhere": ("backup: {enabled: true, size: ''}", "backup"),
+    "a schedule that is none": ("backup: {schedule: daily}", "schedule"),
+    "a restore from nowhere": ("restore: {enabled: true}", "restore"),
+    "a snapshot outside the claim": ("restore: {file: ../a.snap}", "file"),
+    "a leader that may not say so": (
+        "{leaderService: {enabled: true}, serviceAccount: {create: false}}",
+        "leaderService",
+    ),
+    "a reader that votes": ("readReplicas: {voting: true}", "voting"),
     "too many pods": ("replicas: 100", "replicas"),
     "pods as text": ("replicas: three", "replicas"),
     "a budget of 0": ("podDisruptionBudget: {maxUnavailable: 0}", "maxUnavailable"),
@@ -312,6 +408,10 @@ NOTED = {
     "persistence: {mode: ephemeral}": "everything is lost",
     "service: {type: LoadBalancer}": "no access rules",
     "bootstrap: false": "bootstrap is off",
+    "membership: {automaticRemoval: false}": "remove-peer",
+    "tls: {enabled: true, source: existingSecret, existingSecret: a}": "https://",
+    "readReplicas: {enabled: true}": "kvnode-read",
+    "backup: {enabled: true}": "create job",
     "metrics: {serviceMonitor: {enabled: true}}": "no monitoring.coreos.com/v1",
     "httpRoute: {enabled: true, parentRefs: [{name: a}]}": "no gateway.networking.k8s.io/v1",
 }

@@ -214,6 +214,23 @@ def test_production_is_spread_and_closed() -> None:
     assert {o["metadata"].get("namespace", "kvnode") for o in objects} == {"kvnode"}
 
 
+def test_production_speaks_tls_everywhere() -> None:
+    """A probe or a scrape by plain HTTP would find the node dead."""
+    objects = objects_in("overlays/production")
+    container = the(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    words = expanded(container, POD_NAME="kvnode-0", POD_NAMESPACE="kvnode")
+    config = load(words[1:], {}).config
+    folder = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}["tls"]
+    assert config.tls_http
+    for path in (config.tls_cert_file, config.tls_key_file, config.tls_ca_file):
+        assert str(Path(path).parent) == folder
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    assert the(objects, "ServiceMonitor")["spec"]["endpoints"][0]["scheme"] == "https"
+    names = the(objects, "Certificate")["spec"]["dnsNames"]
+    assert "*." + config.advertise.partition(".")[2].partition(":")[0] in names
+
+
 def test_kubectl_reads_what_is_applied_as_files() -> None:
     """``kubectl apply -f`` of the examples without a kustomization, as far as that goes offline."""
     tool("kubectl-1.37")
