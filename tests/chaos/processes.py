@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -54,10 +55,11 @@ class Node:
     module: tuple[str, ...] = ("kvnode",)
     """What is run; see ``planted`` for another one."""
     process: subprocess.Popen[bytes] | None = None
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.http_port}"
+        return f"{self.scheme}://{self.host}:{self.http_port}"
 
     @property
     def data(self) -> Path:
@@ -268,10 +270,11 @@ async def cluster(
 
 
 @asynccontextmanager
-async def running(nodes: list[Node]) -> AsyncIterator[Cluster]:
-    """Start given nodes; end them afterwards, by process id."""
+async def running(nodes: list[Node], tls: ssl.SSLContext | None = None) -> AsyncIterator[Cluster]:
+    """Start given nodes; end them afterwards, by process id. ``tls`` is for nodes at https addresses."""
     timeout = aiohttp.ClientTimeout(total=15)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         try:
             for node in nodes:
                 node.start()
