@@ -141,7 +141,7 @@ class Agent:
         self._security: Security | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> int:  # noqa: PLR0915  # a list of parts, read from top to bottom
+    async def run(self) -> int:  # a list of parts, read from top to bottom
         """Build, start, wait, stop; return the exit code.
 
         Raises:
@@ -154,17 +154,10 @@ class Agent:
         loop.set_exception_handler(self._callback_failed)
         self._take_signals(loop)
         async with AsyncExitStack() as parts:
+            self._security = security = Security(config)
             self._data_dir = data_dir = DataDir.open(config.data_dir, config.node_name)
             parts.callback(data_dir.close)
-            expect, ruled_out = licence(
-                config, os.environ, socket.gethostname(), set_aside=not data_dir.may_found
-            )
-            if ruled_out:
-                _LOG.warning("founding_ruled_out", reason=ruled_out, path=data_dir.path)
-            for warning in data_dir.warnings:
-                _LOG.warning("directory_noted", detail=warning)
-            if data_dir.set_aside:
-                _LOG.warning("data_set_aside", path=data_dir.set_aside)
+            expect, ruled_out = self._may_found(data_dir)
 
             worker = ThreadWorker(loop)
             parts.callback(worker.close)  # idempotent: a start that fails half-way comes here only
@@ -183,8 +176,6 @@ class Agent:
                 http_address=http_address(config, config.http_port),
                 expect=expect,
             )
-            security = Security(config)
-            self._security = security
             files = file_bounds(raise_file_limit())
             transport = TcpTransport(
                 hello,
@@ -277,6 +268,19 @@ class Agent:
             await self._hand_over(replica)
         _LOG.info("node_stopped")
         return 0
+
+    def _may_found(self, data_dir: DataDir) -> tuple[int, str]:
+        """What ``licence`` says of this directory; log it and whatever else the directory has to tell."""
+        expect, ruled_out = licence(
+            self._config, os.environ, socket.gethostname(), set_aside=not data_dir.may_found
+        )
+        if ruled_out:
+            _LOG.warning("founding_ruled_out", reason=ruled_out, path=data_dir.path)
+        for warning in data_dir.warnings:
+            _LOG.warning("directory_noted", detail=warning)
+        if data_dir.set_aside:
+            _LOG.warning("data_set_aside", path=data_dir.set_aside)
+        return expect, ruled_out
 
     async def heal(self, error: CorruptLog) -> bool:
         """After ``run`` raised: set the damaged data aside if that is safe, or until told to stop."""

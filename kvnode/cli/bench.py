@@ -21,6 +21,7 @@ from kvnode.cli.output import (
     fail,
     say,
 )
+from kvnode.cli.tls_options import base_addresses, current_tls
 from kvnode.client.client import base_url
 from kvnode.client.load import Load, Lost, report
 from kvnode.client.plan import Operation, Plan
@@ -81,7 +82,9 @@ def bench(
     """
     try:
         plan = Plan(
-            addresses=[base_url(part.strip()) for part in http_addr.split(",") if part.strip()],
+            addresses=[base_url(part) for part in base_addresses(http_addr)],
+            ssl=current_tls().context(),
+            server_name=current_tls().server_name,
             mix=parse_mix(mix),
             connections=connections,
             duration_s=duration,

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from kvnode.cli import bench, dev, kubernetes, kv, operator
+from kvnode.cli import bench, dev, kubernetes, kv, operator, tls
+from kvnode.cli.tls_options import add_tls_options
 
 app = typer.Typer(
     name="kvnode",
@@ -21,6 +22,7 @@ app.add_typer(kv.app, name="kv")
 app.command("bench")(bench.bench)
 app.command("members")(operator.members)
 app.add_typer(operator.app, name="operator")
+app.add_typer(tls.app, name="tls")
 app.add_typer(kubernetes.app, name="kubernetes")
 
 
@@ -36,3 +38,6 @@ def version(
 ) -> None:
     """Print the version."""
     raise AssertionError("main() takes this word before typer sees it")
+
+
+add_tls_options(app)  # last: every command is there

@@ -20,17 +20,19 @@ from kvnode.cli.supervisor import (
     Plan,
     State,
     holding,
+    make_certificates,
     names_in,
     running,
     supervise,
     url,
 )
-from kvnode.client import KvnodeClient, RaftPeer
+from kvnode.client import ClientTls, KvnodeClient, RaftPeer
 from kvnode.errors import KvnodeError
 
 app = typer.Typer(
     help="Run a whole cluster on this machine, one process per node.",
-    epilog="Examples: kvnode dev · kvnode dev --nodes 5 --http-port 9500 · kvnode dev -- --log-level debug",
+    epilog="Examples: kvnode dev · kvnode dev --nodes 5 --http-port 9500 · kvnode dev --tls · "
+    "kvnode dev -- --log-level debug",
     invoke_without_command=True,
 )
 
@@ -71,6 +73,13 @@ def dev(
             "--peer-port", min=1, max=65535, help="Peer port of kvnode-0; kvnode-1 has the next."
         ),
     ] = 8300,
+    tls: Annotated[
+        bool,
+        typer.Option(
+            "--tls",
+            help="HTTPS, TLS and a secret between the nodes, by an authority made in DIR/tls.",
+        ),
+    ] = False,
     detach: Annotated[
         bool,
         typer.Option("--detach", help="Run in the background; return once a leader is elected."),
@@ -95,8 +104,14 @@ def dev(
         data_dir=data_dir.absolute(),
         http_port=http_port,
         peer_port=peer_port,
+        tls=tls,
         agent_flags=tuple(context.args),
     )
+    if tls:
+        try:
+            make_certificates(plan)
+        except OSError as error:
+            fail(f"{error.filename or plan.tls_dir}: {error.strerror}")
     raise typer.Exit(_detached(plan) if detach else _foreground(plan, to_files=to_files))
 
 
@@ -122,7 +137,7 @@ def status(data_dir: DataDir = DEFAULT_DATA_DIR, output: OutputOption = Output.t
     state = running(data_dir)
     if state is None:
         fail(f"nothing is running on {data_dir}")
-    peers = asyncio.run(_peers(state.urls))
+    peers = asyncio.run(_peers(state.urls, state.ca_file))
     leader = next((peer.name for peer in peers if peer.leader), "")
     rows = [
         (name, address, _role(name, peers))
@@ -165,8 +180,8 @@ def _foreground(plan: Plan, *, to_files: bool) -> int:
 
 async def _announce(plan: Plan) -> None:
     """Say where to look, once there is something to see."""
-    leader = await _leader(_urls(plan))
-    _say_where(_urls(plan), plan.data_dir, leader)
+    leader = await _leader(_urls(plan), plan.ca_file)
+    _say_where(_urls(plan), plan.data_dir, leader, plan.ca_file)
 
 
 def _detached(plan: Plan) -> int:
@@ -174,7 +189,8 @@ def _detached(plan: Plan) -> int:
     state = running(plan.data_dir)
     if state is not None:
         say(f"already running on {plan.data_dir}")
-        _say_where(state.urls, plan.data_dir, asyncio.run(_leader(state.urls)))
+        leader = asyncio.run(_leader(state.urls, state.ca_file))
+        _say_where(state.urls, plan.data_dir, leader, state.ca_file)
         return 0
     plan.data_dir.mkdir(parents=True, exist_ok=True)
     log = plan.data_dir / "dev.log"
@@ -182,6 +198,7 @@ def _detached(plan: Plan) -> int:
         sys.executable, "-m", "kvnode", "dev", "--log-to-files",
         f"--nodes={plan.nodes}", f"--data-dir={plan.data_dir}",
         f"--http-port={plan.http_port}", f"--peer-port={plan.peer_port}",
+        *(["--tls"] if plan.tls else []),
     ]  # fmt: skip
     with log.open("ab") as sink:
         supervisor = subprocess.Popen(
@@ -191,7 +208,7 @@ def _detached(plan: Plan) -> int:
             stderr=sink,
             start_new_session=True,
         )
-    leader = asyncio.run(_leader_while(supervisor, _urls(plan)))
+    leader = asyncio.run(_leader_while(supervisor, _urls(plan), plan.ca_file))
     if not leader:
         with suppress(ProcessLookupError):
             supervisor.terminate()
@@ -201,7 +218,7 @@ def _detached(plan: Plan) -> int:
             say(_last_line(plan.data_dir / f"kvnode-{ordinal}.log"))
         return 1
     supervisor.returncode = 0  # it outlives us on purpose: nothing to wait for, nothing to warn of
-    _say_where(_urls(plan), plan.data_dir, leader)
+    _say_where(_urls(plan), plan.data_dir, leader, plan.ca_file)
     say(f"logs: {plan.data_dir}/*.log; kvnode dev stop --data-dir {plan.data_dir} ends it")
     return 0
 
@@ -215,9 +232,11 @@ def _last_line(log: Path) -> str:
     return f"{log.stem}: {lines[-1] if lines else 'it said nothing'}"
 
 
-async def _leader_while(supervisor: subprocess.Popen[bytes], urls: tuple[str, ...]) -> str:
+async def _leader_while(
+    supervisor: subprocess.Popen[bytes], urls: tuple[str, ...], ca_file: str
+) -> str:
     """Wait for a leader, but not longer than the supervisor lives or ``_LEADER_S``."""
-    search = asyncio.create_task(_leader(urls))
+    search = asyncio.create_task(_leader(urls, ca_file))
     deadline = time.monotonic() + _LEADER_S
     while not search.done() and supervisor.poll() is None and time.monotonic() < deadline:
         await asyncio.wait({search}, timeout=0.1)
@@ -227,20 +246,20 @@ async def _leader_while(supervisor: subprocess.Popen[bytes], urls: tuple[str, ..
     return ""
 
 
-async def _leader(urls: tuple[str, ...]) -> str:
+async def _leader(urls: tuple[str, ...], ca_file: str) -> str:
     """Wait until somebody leads; return the name."""
     while True:
-        peers = await _peers(urls)
+        peers = await _peers(urls, ca_file)
         for peer in peers:
             if peer.leader:
                 return peer.name
         await asyncio.sleep(0.1)
 
 
-async def _peers(urls: tuple[str, ...]) -> tuple[RaftPeer, ...]:
+async def _peers(urls: tuple[str, ...], ca_file: str) -> tuple[RaftPeer, ...]:
     """Return the Raft group as the first node that answers sees it; empty when none does."""
     for address in urls:
-        async with KvnodeClient(address, timeout_s=1.0) as client:
+        async with KvnodeClient(address, timeout_s=1.0, tls=ClientTls(ca_file=ca_file)) as client:
             with suppress(KvnodeError):
                 peers = await client.raft_peers(stale=True)
                 if any(peer.leader for peer in peers):
@@ -252,16 +271,18 @@ def _urls(plan: Plan) -> tuple[str, ...]:
     return tuple(url(plan, ordinal) for ordinal in range(plan.nodes))
 
 
-def _say_where(urls: tuple[str, ...], data_dir: Path, leader: str) -> None:
-    first = urls[0]
+def _say_where(urls: tuple[str, ...], data_dir: Path, leader: str, ca_file: str) -> None:
+    first, curl = urls[0], f"curl --cacert {ca_file}" if ca_file else "curl"
     lines = [f"{len(urls)} nodes, {leader} leads, data in {data_dir}:"]
     lines += [f"  kvnode-{i}  {address}" for i, address in enumerate(urls)]
     lines += [
         "try:",
-        f"  curl -X POST -d hello {first}/kv/greeting",
-        f"  curl {urls[-1]}/kv/greeting",
-        f"  curl {first}/pods",
+        f"  {curl} -X POST -d hello {first}/kv/greeting",
+        f"  {curl} {urls[-1]}/kv/greeting",
+        f"  {curl} {first}/pods",
     ]
+    if ca_file:
+        lines.append(f"  KVNODE_CACERT={ca_file} kvnode members --http-addr {first}")
     say("\n".join(lines))
 
 

@@ -32,7 +32,15 @@ async def scale_down(
     name = statefulset or _only_statefulset(await kv.raft_peers())
     scale = Scale(name, replicas, first_ordinal)
     while True:
-        peers = await kv.raft_peers()
+        try:
+            peers = await kv.raft_peers()
+        except NotNow as error:
+            # It may be the node that was just removed; behind a Service the next one answers.
+            if loop.time() >= deadline:
+                raise
+            say(f"asked again: {error}")
+            await asyncio.sleep(_PAUSE_S)
+            continue
         surplus = [peer for peer in peers if scale.is_surplus(peer.name)]
         if not surplus:
             return removed

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from kvnode.cli.tls_options import base_addresses, current_tls
 from kvnode.client import KvnodeClient
 from kvnode.errors import BadRequest, KvnodeError, NotNow
 
@@ -30,7 +31,7 @@ HttpAddr = Annotated[
     typer.Option(
         "--http-addr",
         envvar=["KVNODE_HTTP_ADDR", "CONSUL_HTTP_ADDR"],
-        help="Node to ask, with or without http://; several, separated by commas, are tried in turn.",
+        help="Node to ask, http://… or https://…; several, separated by commas, are tried in turn.",
     ),
 ]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of what is printed.")]
@@ -51,8 +52,10 @@ def ask(
     """
 
     async def conversation() -> T:
-        addresses = [part.strip() for part in http_addr.split(",") if part.strip()]
-        async with KvnodeClient(addresses, timeout_s=timeout_s, patient=False) as client:
+        client = KvnodeClient(
+            base_addresses(http_addr), timeout_s=timeout_s, patient=False, tls=current_tls()
+        )
+        async with client:
             return await call(client)
 
     try:

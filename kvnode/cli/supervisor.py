@@ -24,6 +24,7 @@ from typing import IO
 from kvnode.errors import KvnodeError
 
 _LOOPBACK = "127.0.0.1"
+_TLS_DAYS = 3650
 _STOP_S = 30.0
 """How long nodes may take to stop before they are killed: above the agent's own ``--shutdown-s``."""
 
@@ -42,8 +43,20 @@ class Plan:
     http_port: int
     """Node *i* has ``http_port + i``."""
     peer_port: int
+    tls: bool = False
+    """Certificates of a throw-away authority, and a peer secret, in ``tls_dir``."""
     agent_flags: tuple[str, ...] = ()
     """Handed to every node as they are."""
+
+    @property
+    def tls_dir(self) -> Path:
+        """Where the authority, the nodes' certificate and the secret are."""
+        return self.data_dir / "tls"
+
+    @property
+    def ca_file(self) -> str:
+        """What clients need; empty without TLS."""
+        return str(self.tls_dir / "ca.crt") if self.tls else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +67,8 @@ class State:
     """The supervisor's."""
     names: tuple[str, ...]
     urls: tuple[str, ...]
+    ca_file: str = ""
+    """Empty without TLS."""
 
 
 def names_in(data_dir: Path) -> list[str]:
@@ -65,7 +80,7 @@ def names_in(data_dir: Path) -> list[str]:
 
 def url(plan: Plan, ordinal: int) -> str:
     """Return a node's base address."""
-    return f"http://{_LOOPBACK}:{plan.http_port + ordinal}"
+    return f"http{'s' if plan.tls else ''}://{_LOOPBACK}:{plan.http_port + ordinal}"
 
 
 def agent_argv(plan: Plan, ordinal: int) -> list[str]:
@@ -82,8 +97,40 @@ def agent_argv(plan: Plan, ordinal: int) -> list[str]:
         f"--peer-port={plan.peer_port + ordinal}",
         f"--bootstrap-expect={plan.nodes}",
         *joins,
+        *(_tls_flags(plan) if plan.tls else ()),
         *plan.agent_flags,
     ]
+
+
+def _tls_flags(plan: Plan) -> list[str]:
+    return [
+        f"--tls-cert-file={plan.tls_dir / 'tls.crt'}",
+        f"--tls-key-file={plan.tls_dir / 'tls.key'}",
+        f"--tls-ca-file={plan.ca_file}",
+        f"--peer-secret-file={plan.tls_dir / 'peer-secret'}",
+    ]
+
+
+def make_certificates(plan: Plan) -> None:
+    """Make authority, certificate and secret, unless they are there.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    from kvnode.tls.authority import make_ca, make_certificate, make_secret, write_file
+
+    directory = plan.tls_dir
+    if (directory / "peer-secret").exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    ca = make_ca("kvnode dev CA")
+    node = make_certificate(ca, "kvnode dev", ("localhost", _LOOPBACK), days=_TLS_DAYS)
+    for name, data in (("ca.key", ca.key), ("tls.key", node.key)):
+        write_file(directory / name, data, private=True)
+    for name, data in (("ca.crt", ca.cert), ("tls.crt", node.cert)):
+        write_file(directory / name, data, private=False)
+    # The last one: it says that all are there.
+    write_file(directory / "peer-secret", make_secret().encode() + b"\n", private=True)
 
 
 # -- the lock ---------------------------------------------------------------------------------------
@@ -100,7 +147,12 @@ def running(data_dir: Path) -> State | None:
         return None
     except ValueError:
         return None  # written at this very moment: the supervisor is only starting
-    return State(pid=document["pid"], names=tuple(document["names"]), urls=tuple(document["urls"]))
+    return State(
+        pid=document["pid"],
+        names=tuple(document["names"]),
+        urls=tuple(document["urls"]),
+        ca_file=document.get("ca_file", ""),
+    )
 
 
 @contextmanager
@@ -119,6 +171,7 @@ def holding(plan: Plan) -> Iterator[None]:
             pid=os.getpid(),
             names=tuple(f"kvnode-{i}" for i in ordinals),
             urls=tuple(url(plan, i) for i in ordinals),
+            ca_file=plan.ca_file,
         )
         fresh = _state_path(plan.data_dir).with_suffix(".new")
         fresh.write_text(json.dumps(asdict(state)) + "\n")

@@ -25,5 +25,6 @@ inside; it imports ``kvnode.errors`` only.
 
 from kvnode.client.client import KvnodeClient
 from kvnode.client.results import Answer, KVPair, Member, RaftPeer
+from kvnode.client.tls import ClientTls
 
-__all__ = ["Answer", "KVPair", "KvnodeClient", "Member", "RaftPeer"]
+__all__ = ["Answer", "ClientTls", "KVPair", "KvnodeClient", "Member", "RaftPeer"]

@@ -15,6 +15,7 @@ from yarl import URL
 from kvnode.client import results
 from kvnode.client.failures import from_answer, from_exception
 from kvnode.client.results import Answer, KVPair, Member, RaftPeer
+from kvnode.client.tls import ClientTls
 from kvnode.errors import BadRequest, NotNow, PeerUnreachable
 
 Consistency = Literal["default", "consistent", "stale"]
@@ -39,6 +40,7 @@ class KvnodeClient:
         connect_timeout_s: How long one try may take to connect.
         patient: Whether to go on until ``timeout_s`` while no address can be connected to; else one round
             over the addresses is all.
+        tls: How to prove servers at ``https://`` addresses, and oneself; None: by the system's CAs.
 
     Every method raises, besides what it names: ``BadRequest`` (the caller's fault, nothing happened),
     ``NotNow`` and its kin (look at ``took_effect``), ``RemoteProtocolError`` (not a kvnode at all).
@@ -51,8 +53,13 @@ class KvnodeClient:
         timeout_s: float = 30.0,
         connect_timeout_s: float = 3.0,
         patient: bool = True,
+        tls: ClientTls | None = None,
     ) -> None:
-        """Keep the addresses; nothing is connected yet."""
+        """Keep the addresses; nothing is connected yet.
+
+        Raises:
+            BadRequest: An address is none, or a file of ``tls`` cannot be used.
+        """
         given = [addresses] if isinstance(addresses, str) else list(addresses)
         if not given:
             raise BadRequest("no address given")
@@ -60,6 +67,10 @@ class KvnodeClient:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._patient = patient
+        secure = any(base.scheme == "https" for base in self._bases)
+        # Read once: a client that lives longer than its certificate is made anew.
+        self._ssl = tls.context() if secure and tls is not None else True
+        self._server_name = (tls.server_name if tls is not None else "") or None
         self._preferred = 0
         self._session: aiohttp.ClientSession | None = None
 
@@ -258,7 +269,13 @@ class KvnodeClient:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._connect_timeout_s)
         try:
             async with self._open().request(
-                method, url, data=body, timeout=timeout, allow_redirects=False
+                method,
+                url,
+                data=body,
+                timeout=timeout,
+                allow_redirects=False,
+                ssl=self._ssl,
+                server_hostname=self._server_name if url.scheme == "https" else None,
             ) as response:
                 return _Reply(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:

@@ -34,6 +34,10 @@ def from_exception(error: Exception, url: str) -> KvnodeError:
     match error:
         case aiohttp.InvalidURL():
             return BadRequest(f"{url}: not an address")
+        case aiohttp.ClientConnectorCertificateError():
+            return PeerUnreachable(f"{url}: {_distrust(error.certificate_error)}", took_effect="no")
+        case aiohttp.ClientConnectorSSLError():
+            return PeerUnreachable(f"{url}: {_no_tls(error.os_error)}", took_effect="no")
         case aiohttp.ClientConnectorError():
             number = error.os_error.errno or 0  # below 0: the resolver's, with a text of its own
             why = os.strerror(number) if number > 0 else error.os_error.strerror
@@ -76,3 +80,18 @@ def from_answer(status: int, body: bytes) -> KvnodeError:
 def is_certainly_not(text: str) -> bool:
     """Whether a refusal's text says that nothing happened."""
     return any(sure in text for sure in _CERTAINLY_NOT)
+
+
+def _distrust(error: Exception) -> str:
+    """Say what is wrong with the server's certificate, and what to do."""
+    message = getattr(error, "verify_message", "") or str(error)
+    if "mismatch" in message or "not valid for" in message:
+        return f"its certificate is for another name ({message}); see --tls-server-name"
+    return f"its certificate is not trusted ({message}); --ca-file names the CA that it leads to"
+
+
+def _no_tls(error: OSError) -> str:
+    reason = getattr(error, "reason", None) or str(error)
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return "it does not speak TLS; try http://"
+    return f"no TLS connection: {reason.replace('_', ' ').lower()}"

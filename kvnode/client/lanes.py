@@ -88,13 +88,15 @@ class Lane:
 
     async def _connect(self) -> None:
         address = self.address
+        secure = address.scheme == "https"
         try:
             async with asyncio.timeout(self.plan.timeout_s):
                 await self.loop.create_connection(
                     lambda: Wire(self),
                     cast("str", address.host),
                     cast("int", address.port),
-                    ssl=self.plan.ssl if address.scheme == "https" else None,
+                    ssl=(self.plan.ssl or True) if secure else None,
+                    server_hostname=(self.plan.server_name or address.host) if secure else None,
                 )
         except OSError as error:  # a time-out is one, too
             self.load.note_reason(f"{address.authority}: {error.strerror or 'cannot connect'}")

@@ -48,6 +48,8 @@ class Plan:
     prefix: str = "kvnode-bench/"
     timeout_s: float = 10.0
     ssl: ssl.SSLContext | None = None
+    server_name: str = ""
+    """Name that certificates must be for; empty: the host in the address."""
     token: str = ""
     """Sent as X-Consul-Token if not empty."""
     seed: int = 0

@@ -14,6 +14,7 @@ from typing import get_type_hints
 
 from kvnode.config.declaration import KINDS, Setting
 from kvnode.config.declaration import setting as _setting
+from kvnode.config.limits import LIMITS, Limits
 
 _NODE = "Node"
 _NETWORK = "Network"
@@ -21,9 +22,20 @@ _CLUSTER = "Cluster"
 _KUBERNETES = "Kubernetes"
 _SECURITY = "Security"
 _LOGS = "Logs"
-_LIMITS = "Limits"
 _TIMING = "Timing"
 _STORAGE = "Storage"
+_SECTIONS = (
+    _NODE,
+    _NETWORK,
+    _CLUSTER,
+    _KUBERNETES,
+    _SECURITY,
+    _LOGS,
+    LIMITS,
+    _TIMING,
+    _STORAGE,
+)
+"""In the order of the documentation."""
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -31,8 +43,10 @@ _GIB = 1024 * _MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """Everything that can be set for one node. Field order is the order of the documentation."""
+class Config(Limits):
+    """Everything that can be set for one node; the bounds are in ``Limits``. Within a section, field order
+    is the order of the documentation.
+    """
 
     # -- node -----------------------------------------------------------------------------------
     node_name: str = _setting(
@@ -325,81 +339,6 @@ class Config:
         json=("log_file",),
     )
 
-    # -- limits ---------------------------------------------------------------------------------
-    value_bytes_max: int = _setting(
-        512 * _KIB,
-        "Largest value.",
-        section=_LIMITS,
-        unit="bytes",
-        lo=1,
-        hi=8 * _MIB,
-        json=("limits.kv_max_value_size",),
-    )
-    key_bytes_max: int = _setting(
-        4096, "Longest key.", section=_LIMITS, unit="bytes", lo=1, hi=64 * _KIB
-    )
-    txn_bytes_max: int = _setting(
-        512 * _KIB,
-        "Largest body of one transaction.",
-        section=_LIMITS,
-        unit="bytes",
-        lo=1,
-        hi=8 * _MIB,
-        json=("limits.txn_max_req_len",),
-    )
-    txn_ops_max: int = _setting(
-        128, "Operations of one transaction.", section=_LIMITS, lo=1, hi=4096
-    )
-    txn_read_bytes_max: int = _setting(
-        4 * _MIB,
-        "Keys and values that the gets of one transaction may return in all.",
-        section=_LIMITS,
-        unit="bytes",
-        lo=1 * _KIB,
-        hi=6 * _MIB,
-    )
-    event_bytes_max: int = _setting(
-        512,
-        "Name, payload and filters of one event.",
-        section=_LIMITS,
-        unit="bytes",
-        lo=1,
-        hi=9 * _KIB,
-    )
-    uncommitted_bytes_max: int = _setting(
-        64 * _MIB,
-        "Bytes of writes that the leader holds before they are committed; more are refused.",
-        section=_LIMITS,
-        unit="bytes",
-        lo=1 * _MIB,
-        hi=4 * _GIB,
-    )
-
-    http_connections_max: int = _setting(
-        10_000,
-        "HTTP connections at a time; more are told so and closed.",
-        section=_LIMITS,
-        lo=1,
-        hi=1_000_000,
-        json=("limits.http_max_conns",),
-    )
-    streams_max: int = _setting(
-        1_000,
-        "Endless answers at a time, such as server-sent events; more are refused.",
-        section=_LIMITS,
-        lo=0,
-        hi=1_000_000,
-    )
-    upload_bytes_max: int = _setting(
-        1024 * _MIB,
-        "Largest snapshot archive that may be sent to be restored. While it is received it waits in a file "
-        "on the data volume.",
-        section=_LIMITS,
-        unit="bytes",
-        lo=64 * _KIB,
-        hi=1024 * 1024 * _MIB,
-    )
-
     # -- timing ---------------------------------------------------------------------------------
     tick_ms: int = _setting(
         50, "Length of one tick of the Raft core.", section=_TIMING, unit="ms", lo=1, hi=1000
@@ -475,6 +414,22 @@ class Config:
         lo=0,
         hi=31_536_000,
     )
+    key_ttl_min_s: float = _setting(
+        1.0,
+        "Shortest time to live that a key may ask for.",
+        section=_TIMING,
+        unit="s",
+        lo=0,
+        hi=86_400,
+    )
+    idempotency_window_s: float = _setting(
+        600.0,
+        "For how long a write with an Idempotency-Key is remembered, at least, unless there are too many.",
+        section=_TIMING,
+        unit="s",
+        lo=1,
+        hi=604_800,
+    )
     discovery_interval_s: float = _setting(
         1.0,
         "Pause between two look-ups of the other nodes, while one is missing.",
@@ -545,6 +500,9 @@ class Config:
 
 def _declared() -> Mapping[str, Setting]:
     hints = get_type_hints(Config)
+    fields = sorted(
+        dataclasses.fields(Config), key=lambda field: _SECTIONS.index(field.metadata["section"])
+    )
     return MappingProxyType(
         {
             field.name: Setting(
@@ -553,7 +511,7 @@ def _declared() -> Mapping[str, Setting]:
                 default=field.default,
                 **field.metadata,
             )
-            for field in dataclasses.fields(Config)
+            for field in fields
         }
     )
 

@@ -196,17 +196,23 @@ class RocksSnapshot:
         self._forget = forget
         self._failed = failed
 
-    def scan(self, start: bytes, stop: bytes | None) -> Rows:
+    def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
         """Yield ``[start, stop)``, see ``EngineSnapshot``."""
-        if self._iterator is None:
+        iterator = self._iterator
+        if iterator is None:
             raise InvariantBroken("a closed snapshot was read")
+        if stop is None:
+            stop = _OWN
         try:
-            _seek(self._iterator, start)
+            if not reverse:
+                _seek(iterator, start)
+            else:
+                iterator.seek_for_prev(stop)
+                if iterator.valid() and iterator.key() == stop:
+                    iterator.prev()
         except Exception as error:
             raise self._failed(error, "the state engine could not be scanned") from error
-        return _rows(
-            self._iterator, start, _OWN if stop is None else stop, self._failed, reverse=False
-        )
+        return _rows(iterator, start, stop, self._failed, reverse=reverse)
 
     def close(self) -> None:
         """Release the view."""

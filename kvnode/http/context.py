@@ -70,6 +70,13 @@ class HttpSettings:
     """Reads in progress on one connection; more wait in the socket."""
     list_bytes_max: int = 64 * 1024 * 1024
     """Length of a list's answer; a longer one is 400."""
+    key_ttl_min_ns: int = 10**9
+    """A key may not ask for a shorter time to live."""
+    copy_keys_max: int = 5_000
+    copy_bytes_max: int = 16 * 1024 * 1024
+    """What one copy or move of a prefix may hold; with more it is 413."""
+    idempotency_keys_max: int = 100_000
+    """Writes that are remembered by their idempotency key."""
     list_turn_s: float = 0.003
     """For how long a list may hold up everything else before it lets others run."""
     long_lists_max: int = 2

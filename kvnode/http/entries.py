@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 
+from kvnode.http.golang import format_duration
 from kvnode.http.messages import dump_json, json_string
 from kvnode.store.records import DELETE, KVPair, Session
 
@@ -37,6 +38,18 @@ def entry_json(pair: KVPair) -> bytes:
         create_index,
         modify_index,
     )
+
+
+def timed_entry_json(pair: KVPair, ttl: tuple[int, int] | None) -> bytes:
+    """Encode one entry for who asked for its time to live: two more members, if it has one.
+
+    ``ttl``: the index at which its time began, and nanoseconds.
+    """
+    entry = entry_json(pair)
+    if ttl is None:
+        return entry
+    since, ttl_ns = ttl
+    return b'%b,"TTL":"%b","TTLIndex":%d}' % (entry[:-1], format_duration(ttl_ns).encode(), since)
 
 
 def session_json(session: Session) -> bytes:

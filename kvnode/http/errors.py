@@ -24,6 +24,8 @@ _UNKNOWN = (
     "the outcome of this write is unknown: it may or may not have been stored, "
     "read the key before trying again"
 )
+_SETTINGS = {"kv_max_value_size": "value_bytes_max", "txn_max_req_len": "txn_bytes_max"}
+"""Our names of Consul's settings."""
 _NOTHING_STORED = "nothing was stored, try again"
 INTERNAL = "internal error"
 
@@ -100,7 +102,7 @@ def too_large(length: int | None, limit: int, setting: str, *, v1: bool) -> Resp
     message = (
         f"Request body{announced} too large, max size: {limit} bytes. "
         "See https://developer.hashicorp.com/consul/docs/agent/config/config-files"
-        f"#{setting}."
+        f"#{setting}. The setting is {_SETTINGS.get(setting, setting)}."
     )
     return text(413, message) if v1 else own_text(413, message)
 
@@ -113,4 +115,4 @@ def key_too_long(length: int, settings: HttpSettings, *, v1: bool) -> Response:
 
 def key_too_long_text(length: int, settings: HttpSettings) -> str:
     """Say what is wrong with a key above the bound."""
-    return f"Key is too long ({length} > {settings.key_bytes_max} bytes)"
+    return f"Key is too long ({length} > {settings.key_bytes_max} bytes). The setting is key_bytes_max."

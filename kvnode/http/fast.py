@@ -17,10 +17,10 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
 
-from kvnode.http import errors, kv
+from kvnode.http import errors, idempotency, kv
 from kvnode.http.exchange import Exchange
 from kvnode.http.gate import LARGE_ANSWER_BYTES
-from kvnode.http.heads import read_block
+from kvnode.http.heads import Facts, read_block
 from kvnode.http.messages import TEXT_TYPE, Response
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _STATUS_LINES = {
     for status in HTTPStatus
 }
 _SLOW = Response(408, TEXT_TYPE, b"the request did not arrive in time; nothing was stored")
-_LONG_URL = Response(414, TEXT_TYPE, b"the request line is too long")
+_LONG_URL = Response(414, TEXT_TYPE, b"the request line is too long ; the setting is url_bytes_max")
 _LONG_HEAD = Response(431, TEXT_TYPE, b"the request's head is too long")
 
 
@@ -367,7 +367,7 @@ class Connection(asyncio.Protocol):
             body = bytes(data[body_at : body_at + length])
         else:
             body = b""
-        self._begin(method, target, body, facts.close)
+        self._begin(method, target, body, facts)
         return body_at + length - at
 
     def _take_part(self, data: bytes | bytearray, at: int, size: int) -> int:
@@ -397,7 +397,7 @@ class Connection(asyncio.Protocol):
         self._blocked = bool(self._pending)
         return 0
 
-    def _begin(self, method: str, target: bytes, body: bytes, close: bool) -> None:
+    def _begin(self, method: str, target: bytes, body: bytes, facts: Facts) -> None:
         """Start a complete request."""
         hub = self.hub
         gate = hub.gate
@@ -411,7 +411,7 @@ class Connection(asyncio.Protocol):
         self._write_in_progress = method != "GET"
         self._receiving = False
         self.deadline = _NEVER
-        if close or hub.closing or refusal is not None:
+        if facts.close or hub.closing or refusal is not None:
             self._last = True
         if refusal is not None:
             exchange.respond(errors.refuse(refusal, v1=v1, write=self._write_in_progress))
@@ -421,6 +421,13 @@ class Connection(asyncio.Protocol):
             operation = kv.parse(method, path, query, body, hub.settings)
             if isinstance(operation, Response):
                 exchange.respond(operation)
+            elif facts.once and self._write_in_progress:
+                stamp = idempotency.read(facts.once, method, path, query, body, hub.settings)
+                if isinstance(stamp, Response):
+                    exchange.respond(stamp)
+                else:
+                    stamped = idempotency.stamping(hub.backend, stamp)
+                    exchange.parked = kv.start(operation, stamped, exchange.respond)
             else:
                 exchange.parked = kv.start(operation, hub.backend, exchange.respond)
         except Exception as error:  # a bug must cost one request, not the connection

@@ -19,7 +19,8 @@ _BLOCK = re.compile(
     rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*", re.DOTALL
 ).fullmatch
 _LENGTH = re.compile(rb"[0-9]{1,10}").fullmatch
-_ODD_HEADERS = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
+_ODD_HEADERS = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"idempotency-key"})
+_ONCE = re.compile(rb"(?im)^idempotency-key:[ \t]*([^\r\n]+)\r\n")
 _REMEMBERED_BLOCK_BYTES_MAX = 768
 
 
@@ -30,13 +31,26 @@ class Facts(NamedTuple):
     """Bytes of body that follow."""
     close: bool
     """The client wants the connection closed after the answer."""
+    once: bytes = b""
+    """The request's idempotency key, as it came; empty: it has none."""
 
 
 def read_block(block: bytes) -> Facts | None:
     """Read header lines, each ended by CRLF. None: leave this request to the full parser."""
+    if b"potency-" in block or b"POTENCY-" in block:
+        return _read_once(block)
     if len(block) <= _REMEMBERED_BLOCK_BYTES_MAX:
         return _read_remembered(block)
     return _read_block(block)
+
+
+def _read_once(block: bytes) -> Facts | None:
+    """Read the lines of a write with a key, which is another in each request, apart from the others."""
+    keys = _ONCE.findall(block)
+    if len(keys) != 1:
+        return None
+    facts = read_block(_ONCE.sub(b"", block))
+    return None if facts is None else facts._replace(once=keys[0])
 
 
 def _read_block(block: bytes) -> Facts | None:

@@ -14,10 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvnode.errors import KvnodeError
-from kvnode.http import errors, history
+from kvnode.http import errors, history, own_writes
 from kvnode.http.blocking import Query
-from kvnode.http.entries import entry_json
-from kvnode.http.golang import encode_query, parse_uint, quote
+from kvnode.http.entries import entry_json, timed_entry_json
+from kvnode.http.golang import encode_query, format_duration, parse_uint, quote
 from kvnode.http.lists import Wanted
 from kvnode.http.messages import (
     JSON_TYPE,
@@ -33,6 +33,7 @@ from kvnode.http.paths import resolve
 from kvnode.http.query import Options, parse_options
 from kvnode.http.session_ids import canonical
 from kvnode.store.commands import KvDelete, KvDeleteTree, KvLock, KvSet, KvUnlock
+from kvnode.store.own_commands import KvAdd, KvCopy, KvPut, Mode, Refused
 
 if TYPE_CHECKING:
     from kvnode.http.blocking import Blocking, Parked
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from kvnode.http.lists import Listed, Lists
     from kvnode.replica.facade import ReadView, ReplicaFacade
     from kvnode.store.commands import Command, Result
+    from kvnode.store.paging import Page
+    from kvnode.store.records import KVPair
     from kvnode.store.store import Store
 
 V1_PREFIX = b"/v1/kv/"
@@ -80,6 +83,8 @@ class Read(NamedTuple):
     """Read the key as it was at this index; None: as it is."""
     limit: int = 0
     """Of a history: the most revisions."""
+    page: Page | None = None
+    """Of a list: not all of it."""
 
 
 class Write(NamedTuple):
@@ -122,7 +127,7 @@ def parse_decoded(
     if method in {"GET", "HEAD"}:
         parsed = _parse_get(v1, key, options)
     elif method in {"PUT", "POST"}:
-        parsed = _parse_put(v1, key, options, body)
+        parsed = _parse_put(v1, key, options, body, settings)
     else:
         assert method == "DELETE", "the shells pass no other method"
         parsed = _parse_delete(v1, key, options)
@@ -156,9 +161,10 @@ def _parse_get(v1: bool, key: bytes, options: Options) -> Read | Response:
         separator = options.first("separator")
         if separator is None:
             separator = options.first("seperator") or ""
-        return Read(v1, "keys", key, separator.encode("utf-8", "surrogateescape"), options)
+        cut = separator.encode("utf-8", "surrogateescape")
+        return _paged(Read(v1, "keys", key, cut, options))
     if "recurse" in values and v1:
-        return Read(v1, "recurse", key, b"", options)
+        return _paged(Read(v1, "recurse", key, b"", options))
     if not key:
         return _MISSING_KEY if v1 else text(400, "Missing key name; add ?keys to list all keys")
     return Read(v1, "raw" if "raw" in values or not v1 else "one", key, b"", options)
@@ -184,12 +190,26 @@ def _parse_past(v1: bool, key: bytes, options: Options) -> Read | Response:
     return Read(v1, "raw" if "raw" in values or not v1 else "one", key, b"", options, as_of=as_of)
 
 
-def _parse_put(v1: bool, key: bytes, options: Options, body: bytes) -> Write | Response:
-    if not key:
-        return _MISSING_KEY
+def _paged(read: Read) -> Read | Response:
+    if own_writes.LISTS.isdisjoint(read.options.values):
+        return read
+    page = own_writes.parse_page(read.options)
+    return page if isinstance(page, Response) else read._replace(page=page)
+
+
+def _parse_put(
+    v1: bool, key: bytes, options: Options, body: bytes, settings: HttpSettings
+) -> Write | Response:
     values = options.values
     if not values:
-        return Write(v1, KvSet(key, body), False)
+        return Write(v1, KvSet(key, body), False) if key else _MISSING_KEY
+    if not own_writes.WRITES.isdisjoint(values):
+        command = own_writes.parse_put(key, options, body, settings)
+        if isinstance(command, Response):
+            return command
+        return Write(v1, command, options.pretty)
+    if not key:
+        return _MISSING_KEY
     conflict = _conflict(options, ("cas", "acquire", "release"))
     if conflict is not None:
         return conflict
@@ -328,7 +348,13 @@ def _read_done(
         store = backend.replica.store
         if operation.shape in _LISTS:
             wanted = Wanted(
-                operation.key, operation.shape == "recurse", operation.separator, options.pretty
+                operation.key,
+                operation.shape == "recurse",
+                operation.separator,
+                options.pretty,
+                "ttl" in options.values,
+                operation.page,
+                operation.page is not None and "count" in options.values,
             )
             backend.lists.build(store, wanted, partial(_listed, operation, view, respond))
             return
@@ -349,6 +375,8 @@ def answer(operation: Read, store: Store, view: ReadView) -> Response:
         if not operation.v1:
             return Response(404)
         return Response(404, read_head(store.kv_index(), view, options))
+    if options.values and "ttl" in options.values:
+        return _answer_timed(operation, store, view, pair)
     if operation.shape == "one":
         body = b"[%b]" % entry_json(pair)
         if options.pretty:
@@ -385,6 +413,20 @@ def _history(operation: Read, store: Store, view: ReadView) -> Response:
     return Response(200, head + JSON_TYPE, body if operation.v1 else body + b"\n")
 
 
+def _answer_timed(operation: Read, store: Store, view: ReadView, pair: KVPair) -> Response:
+    """Answer a read of one key that asks how long it lives."""
+    options = operation.options
+    ttl = store.ttl(operation.key)
+    head = b"X-Kvnode-TTL: %b\r\n" % format_duration(ttl[1]).encode() if ttl is not None else b""
+    if operation.shape == "one":
+        body = b"[%b]" % timed_entry_json(pair, ttl)
+        head += read_head(pair.modify_index, view, options) + JSON_TYPE
+        return Response(200, head, prettify(body) if options.pretty else body)
+    plain = operation._replace(options=options._replace(values={}))
+    _, rest, body = answer(plain, store, view)
+    return Response(200, head + rest, body)
+
+
 def _listed(
     operation: Read,
     view: ReadView,
@@ -397,6 +439,14 @@ def _listed(
     if listed is None:
         assert error is not None
         respond(errors.refuse(error, v1=operation.v1, write=False))
+    elif operation.page is not None:
+        head = own_writes.next_after(listed.next_after) + JSON_TYPE
+        if operation.v1:
+            respond(Response(200, read_head(listed.index, view, options) + head, listed.body))
+        else:
+            end = b"" if listed.body.endswith(b"\n") else b"\n"
+            index = b"X-Kvnode-Index: %d\r\n" % (listed.index or 1)
+            respond(Response(200, index + head, listed.body + end))
     elif not operation.v1:
         end = b"" if options.pretty else b"\n"
         respond(Response(200, JSON_TYPE, listed.body + end))
@@ -433,9 +483,13 @@ def _written(operation: Write, result: Result) -> Response:
     """Answer a write; an identical one names the index that the key kept (spec §2.1)."""
     index = result.modify_index or result.index
     command = operation.command
+    if isinstance(result.value, Refused):
+        return own_writes.refuse(result.value, command, v1=operation.v1)
     if result.value is None:
-        assert isinstance(command, KvLock), "nothing else needs a session"
+        assert isinstance(command, (KvLock, KvPut)), "nothing else needs a session"
         return _styled(text(500, f"invalid session {quote(command.session)}"), v1=operation.v1)
+    if isinstance(command, (KvAdd, KvCopy)) and result.value is not False:
+        return _counted(operation, result, index)
     if operation.v1:
         body = b"true" if result.value else b"false"
         return Response(200, _WRITE_HEAD % index, body + b"\n" if operation.pretty else body)
@@ -444,6 +498,20 @@ def _written(operation: Write, result: Result) -> Response:
     if not result.value:
         return Response(409, head, not_done.encode() + b"\n")
     return Response(200, head, done.encode() + b"\n")
+
+
+def _counted(operation: Write, result: Result, index: int) -> Response:
+    """Answer with the new number, or with how many keys were copied."""
+    number = result.value
+    assert isinstance(number, int), "what these commands give"
+    head, body, own = b"", b"%d" % number, f"{number}"
+    if isinstance(operation.command, KvCopy):
+        head, body = b"X-Kvnode-Count: %d\r\n" % number, b"true"
+        word = "moved" if operation.command.move else "copied"
+        own = f"{word} {number} key{'' if number == 1 else 's'}"
+    if not operation.v1:
+        return Response(200, _OWN_WRITE_HEAD % index + head, own.encode() + b"\n")
+    return Response(200, _WRITE_HEAD % index + head, body + b"\n" if operation.pretty else body)
 
 
 def _words(command: Command) -> tuple[str, str]:
@@ -455,6 +523,12 @@ def _words(command: Command) -> tuple[str, str]:
             return "released", _NOT_HELD
         case KvSet(_, _, _, cas):
             return "stored", f"not changed: the key's index is not {cas or 0}"
+        case KvPut(mode=Mode.SET, cas=cas):
+            return "stored", f"not changed: the key's index is not {cas or 0}"
+        case KvPut(mode=Mode.LOCK, cas=cas):
+            return "locked", _NOT_LOCKED + (", or the key's index is another" if cas else "")
+        case KvPut(cas=cas):
+            return "released", _NOT_HELD + (", or the key's index is another" if cas else "")
         case _:
             cas = getattr(command, "cas", None)
             return "deleted", f"not changed: the key's index is not {cas or 0}"

@@ -16,13 +16,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvnode.errors import BadRequest, InvariantBroken, NotNow
-from kvnode.http.entries import entry_json, session_json
+from kvnode.http.entries import entry_json, session_json, timed_entry_json
 from kvnode.http.messages import json_string, prettify_item
-from kvnode.store.records import decode_key, decode_session
+from kvnode.store.records import decode_key, decode_session, ttl_of
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpSettings
     from kvnode.ports import Scheduler
+    from kvnode.store.paging import Page, PageWalk, Taker
     from kvnode.store.store import Store
     from kvnode.store.view import View
 
@@ -40,6 +41,8 @@ class Listed(NamedTuple):
     count: int  # type: ignore[assignment]  # a field, not tuple.count
     index: int  # type: ignore[assignment]  # a field, not tuple.index
     """Of the read (spec §2.2); 0: nothing was ever written."""
+    next_after: bytes | None = None
+    """Of a page: the name to go on after; None: this was the last one."""
 
 
 class Wanted(NamedTuple):
@@ -51,6 +54,12 @@ class Wanted(NamedTuple):
     separator: bytes
     """Names are cut behind it; empty: they are not cut."""
     pretty: bool
+    ttl: bool = False
+    """Entries tell how long they live."""
+    page: Page | None = None
+    """Not all of it."""
+    counted: bool = False
+    """Of the page, only how many names it has."""
 
 
 class WantedSessions(NamedTuple):
@@ -118,9 +127,12 @@ class _Job:
         "_bytes",
         "_bytes_max",
         "_chunks",
+        "_counted",
+        "_counting",
         "_error",
         "_index",
         "_last",
+        "_page",
         "_pretty",
         "_steps",
         "view",
@@ -136,16 +148,34 @@ class _Job:
         """The last name that was cut: what lies under it stands together, so comparing is enough."""
         self._index = 0
         self._error: Exception | None = None
+        self._page: PageWalk | None = None
+        self._counting = isinstance(wanted, Wanted) and wanted.counted
+        self._counted = 0
         self._steps: Iterator[int] = self._walk(wanted)
 
     def _walk(self, wanted: Wanted | WantedSessions) -> Iterator[int]:
         """Choose what to visit, and how."""
         if isinstance(wanted, WantedSessions):
             return self.view.walk_sessions(partial(self._visit_session, wanted.node))
+        if wanted.page is not None:
+            return self._walk_page(wanted, wanted.page)
         if wanted.entries:
-            return self.view.walk(wanted.prefix, self._visit_entry)
-        visit = partial(self._visit_name, wanted.separator, len(wanted.prefix) + 1)
-        return self.view.walk(wanted.prefix, visit)
+            visit = self._visit_timed if wanted.ttl else self._visit_entry
+            return self.view.walk(wanted.prefix, visit)
+        cut = partial(self._visit_name, wanted.separator, len(wanted.prefix) + 1)
+        return self.view.walk(wanted.prefix, cut)
+
+    def _walk_page(self, wanted: Wanted, page: Page) -> Iterator[int]:
+        separator = b"" if wanted.entries else wanted.separator
+        self._page = self.view.page(wanted.prefix, separator, page)
+        take: Taker = self._take_name
+        if wanted.counted:
+            take = self._count_name
+        elif wanted.entries:
+            take = self._take_timed if wanted.ttl else self._take_entry
+        for _ in self._page.steps(take):
+            yield self.view.meta.kv_index
+        yield self.view.meta.kv_index
 
     def advance(self, turn_s: float) -> bool:
         """Work for about ``turn_s`` seconds; True: finished, or failed."""
@@ -175,15 +205,44 @@ class _Job:
             done(None, self._error)
             return
         chunks = self._chunks
+        page = self._page
+        if page is not None and self._counting:
+            body = b"%d" % self._counted
+            done(Listed(body, self._counted, self._index, page.next_after), None)
+            return
         if self._pretty:
             inner = b",\n    ".join(chunks)
             body = b"[\n    %b\n]\n" % inner if chunks else b"[]\n"
         else:
             body = b"[%b]" % b",".join(chunks)
-        done(Listed(body, len(chunks), self._index), None)
+        after = page.next_after if page is not None else None
+        done(Listed(body, len(chunks), self._index, after), None)
 
     def _visit_entry(self, raw: bytes, record: bytes) -> None:
         self._add(entry_json(decode_key(raw, record)))
+
+    def _visit_timed(self, raw: bytes, record: bytes) -> None:
+        self._add(timed_entry_json(decode_key(raw, record), ttl_of(record)))
+
+    def _take_entry(self, raw: bytes, record: bytes) -> bool:
+        return self._fits(entry_json(decode_key(raw, record)))
+
+    def _take_timed(self, raw: bytes, record: bytes) -> bool:
+        return self._fits(timed_entry_json(decode_key(raw, record), ttl_of(record)))
+
+    def _take_name(self, raw: bytes, _record: bytes) -> bool:
+        return self._fits(json_string(raw[1:]))
+
+    def _count_name(self, _raw: bytes, _record: bytes) -> bool:
+        self._counted += 1
+        return True
+
+    def _fits(self, item: bytes) -> bool:
+        """Add an item to a page, or end the page before it: the next one begins with it."""
+        if self._chunks and self._bytes + len(item) + 1 > self._bytes_max:
+            return False
+        self._add(item)
+        return True
 
     def _visit_session(self, node: str, raw: bytes, record: bytes) -> None:
         session = decode_session(raw, record)
@@ -205,6 +264,7 @@ class _Job:
         self._bytes += len(item) + 1
         if self._bytes > self._bytes_max:
             raise BadRequest(
-                f"The list is larger than {self._bytes_max} bytes; ask for a longer prefix"
+                f"The list is larger than {self._bytes_max} bytes; ask for a longer prefix, or for "
+                "pages with ?limit. The setting is list_bytes_max."
             )
         self._chunks.append(prettify_item(item) if self._pretty else item)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kvnode.errors import KvnodeError
-from kvnode.http import errors
+from kvnode.http import errors, own_writes
 from kvnode.http.blocking import Query
 from kvnode.http.decode import Members, load
 from kvnode.http.entries import session_json
@@ -24,6 +24,7 @@ from kvnode.http.messages import JSON_TYPE, VARY, Response, json_answer, prettif
 from kvnode.http.query import Options, parse_options
 from kvnode.http.session_ids import canonical
 from kvnode.store.commands import SessionCreate, SessionDestroy, is_session_id
+from kvnode.store.own_commands import Refused
 from kvnode.store.records import DELETE, RELEASE
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ NODE_CHECK: Final = "serfHealth"
 TTL_MAX_NS: Final = 86_400 * 10**9
 LOCK_DELAY_NS: Final = 15 * 10**9
 """What a session has that asks for none."""
+_INDEX_HEAD: Final = b"X-Kvnode-Index: %d\r\n"
 _SMALL_DELAY: Final = 1000
 """Smaller lock-delays are seconds, whatever unit they came in (spec §5.1)."""
 _BEHAVIORS: Final = {"": RELEASE, "release": RELEASE, "delete": DELETE}
@@ -234,7 +236,7 @@ def start(operation: Operation, backend: Backend, respond: Respond) -> Parked | 
             else:
                 replica.write(command, partial(_created, operation, respond))
         case Destroy(command):
-            replica.write(command, partial(_destroyed, respond))
+            replica.write(command, partial(_destroyed, command, respond))
         case Renew(session_id, _, _):
             replica.renew_session(session_id, partial(_renewed, operation, respond))
         case Read():
@@ -269,15 +271,26 @@ def _created(
         assert error is not None
         respond(errors.refuse(error, v1=True, write=True))
         return
-    respond(json_answer({"ID": operation.command.session_id}, pretty=operation.pretty))
+    value = result.value
+    if isinstance(value, Refused):
+        respond(own_writes.refuse(value, operation.command, v1=True))
+        return
+    # A request that was sent before gets the id that was made up then.
+    session_id = value if isinstance(value, str) else operation.command.session_id
+    head = _INDEX_HEAD % result.index
+    respond(json_answer({"ID": session_id}, pretty=operation.pretty, head=head))
 
 
-def _destroyed(respond: Respond, result: Result | None, error: KvnodeError | None) -> None:
+def _destroyed(
+    command: SessionDestroy, respond: Respond, result: Result | None, error: KvnodeError | None
+) -> None:
     if result is None:
         assert error is not None
         respond(errors.refuse(error, v1=True, write=True))
-        return
-    respond(json_answer(True))
+    elif isinstance(result.value, Refused):
+        respond(own_writes.refuse(result.value, command, v1=True))
+    else:
+        respond(json_answer(True, head=_INDEX_HEAD % result.index))
 
 
 def _renewed(

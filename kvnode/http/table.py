@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kvnode.http import absent, catalog, events, kv, metrics, session, txn
+from kvnode.http import absent, catalog, events, idempotency, kv, metrics, session, txn
 from kvnode.http.agent import AgentRoutes
 from kvnode.http.feed import FeedRoute
 from kvnode.http.health import HealthRoutes
@@ -56,13 +56,22 @@ class CallBackRoute:
         )
         if isinstance(parsed, Response):
             return parsed
+        backend = self._backend
+        key = request.headers.get(idempotency.HEADER)
+        if key is not None and request.method != "GET":
+            stamp = idempotency.make(
+                key, request.method, request.path, request.query, request.body, self._settings
+            )
+            if isinstance(stamp, Response):
+                return stamp
+            backend = idempotency.stamping(backend, stamp)
         future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
         def respond(response: Response) -> None:
             if not future.done():  # the client may have hung up
                 future.set_result(response)
 
-        parked = self._routes.start(parsed, self._backend, respond)
+        parked = self._routes.start(parsed, backend, respond)
         try:
             return await future
         finally:

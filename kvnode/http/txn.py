@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kvnode.errors import BadRequest, KvnodeError
-from kvnode.http import errors
+from kvnode.http import errors, own_writes
 from kvnode.http.decode import Members, kind_of, load
 from kvnode.http.entries import entry_json
 from kvnode.http.golang import quote
@@ -21,6 +21,7 @@ from kvnode.http.query import Options, parse_options
 from kvnode.http.session_ids import canonical
 from kvnode.replica.facade import Consistency
 from kvnode.store.commands import WRITING_VERBS, Trouble, Txn, TxnOp, TxnOutcome, Verb
+from kvnode.store.own_commands import Refused
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpSettings
@@ -68,7 +69,10 @@ def parse_decoded(
         items = _items(load(body))
         if len(items) > settings.txn_ops_max:
             bound = f"{len(items)} > {settings.txn_ops_max}"
-            return text(413, f"Transaction contains too many operations ({bound})")
+            message = (
+                f"Transaction contains too many operations ({bound}). The setting is txn_ops_max."
+            )
+            return text(413, message)
         gathered = _Gathered(settings)
         for item in items:
             gathered.add(Members(item, "", "api.TxnOp"))
@@ -139,7 +143,7 @@ class _Gathered:
         if len(value) > settings.value_bytes_max:
             raise _TooLargeError(
                 f"Value for key {quote(key.decode())} is too large "
-                f"({len(value)} > {settings.value_bytes_max} bytes)"
+                f"({len(value)} > {settings.value_bytes_max} bytes). The setting is value_bytes_max."
             )
         if key.startswith(b"/"):
             raise BadRequest(
@@ -198,8 +202,11 @@ def _written(
         if result is None:
             assert error is not None
             raise error  # noqa: TRY301  # one place turns errors into answers
-        assert isinstance(result.value, TxnOutcome), "what a transaction gives"
-        response = _answer(operation, result.value, _WRITE_HEAD % result.index, b"")
+        if isinstance(result.value, Refused):
+            response = own_writes.refuse(result.value, operation.command, v1=True)
+        else:
+            assert isinstance(result.value, TxnOutcome), "what a transaction gives"
+            response = _answer(operation, result.value, _WRITE_HEAD % result.index, b"")
     except Exception as problem:  # noqa: BLE001  # a completion must not raise into the replica
         response = errors.refuse(problem, v1=True, write=True)
     respond(response)
@@ -284,7 +291,9 @@ def _what(operation: Operation, problem: Problem) -> str:
             return f"failed session check for key {key}, {found}"
         case _:
             bound = operation.command.read_bytes_max
-            return f"the transaction reads more than {bound} bytes"
+            return (
+                f"the transaction reads more than {bound} bytes. The setting is txn_read_bytes_max."
+            )
 
 
 _CHECKS: Final[dict[int, str]] = {

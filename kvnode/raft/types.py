@@ -96,6 +96,8 @@ class Membership(NamedTuple):
     ``voters`` and ``learners`` are disjoint; ``members`` has one record for each of both, ordered by
     node id. ``removed`` lists incarnations that were removed and may never come back (RC-47), oldest
     first, at most ``REMOVED_MAX``. ``read_replicas`` are those learners that never become voters.
+    ``kept_out`` are names that are not let in again for so many seconds, counted by each node from when it
+    learns of it; the leader takes a name off when its time is over.
     """
 
     voters: frozenset[NodeId] = frozenset()
@@ -103,6 +105,7 @@ class Membership(NamedTuple):
     members: tuple[Member, ...] = ()
     removed: tuple[NodeId, ...] = ()
     read_replicas: frozenset[NodeId] = frozenset()
+    kept_out: tuple[tuple[str, int], ...] = ()
 
     def member(self, node_id: NodeId) -> Member | None:
         """Return the record of a node, or None."""
@@ -145,7 +148,14 @@ class Membership(NamedTuple):
             members=tuple(m for m in self.members if m.node_id != node_id),
             removed=(*(r for r in self.removed if r != node_id), node_id)[-REMOVED_MAX:],
             read_replicas=self.read_replicas - {node_id},
+            kept_out=self.kept_out,
         )
+
+    def keeping_out(self, name: str, seconds: int) -> Membership:
+        """The membership with a name that stays out for so long; 0: that may come in."""
+        others = tuple(kept for kept in self.kept_out if kept[0] != name)
+        mine = ((name, seconds),) if seconds else ()
+        return self._replace(kept_out=tuple(sorted((*others, *mine)))[:KEPT_OUT_MAX])
 
     def encode(self) -> bytes:
         """One spelling per value, so that equal memberships are equal bytes."""
@@ -157,6 +167,8 @@ class Membership(NamedTuple):
         }
         if self.read_replicas:  # absent in what older builds wrote, and without any
             value["read_replicas"] = sorted(self.read_replicas)
+        if self.kept_out:
+            value["kept_out"] = [list(kept) for kept in self.kept_out]
         return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
     @staticmethod
@@ -177,10 +189,14 @@ class Membership(NamedTuple):
                 ),
                 removed=tuple(NodeId(str(v)) for v in value["removed"]),
                 read_replicas=frozenset(NodeId(str(v)) for v in value.get("read_replicas", ())),
+                kept_out=tuple((str(n), int(s)) for n, s in value.get("kept_out", ())),
             )
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not a membership: {error}") from error
 
+
+KEPT_OUT_MAX = 100
+"""Bound on the list of names that are kept out."""
 
 REMOVED_MAX = 1000
 """Bound on the list of removed incarnations."""

@@ -192,8 +192,8 @@ class ReplicaFacade(Protocol):
     def remove_member(self, node_id: NodeId, done: Done[Any], *, readmit_s: float = 0) -> None:
         """Remove a member, through the leader. Errors also: ``MembershipRefused``.
 
-        With ``readmit_s`` (at most an hour) no node of its name is let in again for so long, as far as the
-        present leader remembers: for pods that are about to be stopped for good.
+        With ``readmit_s`` (at most an hour) no node of its name is let in again for so long: for pods that
+        are about to be stopped for good.
         """
         ...
 

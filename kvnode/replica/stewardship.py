@@ -33,14 +33,16 @@ class Steward:
         self._replica = replica
         self._caught_up_since: dict[NodeId, float] = {}
         self._refusals: dict[NodeId, str] = {}
-        self._kept_out: dict[str, float] = {}
-        """Names that were removed and are about to be stopped, and until when they stay out."""
+        self._kept_out_since: dict[str, float] = {}
+        """When this node learned of each name that the membership keeps out."""
 
     # -- several times a second -------------------------------------------------------------------
 
     def run(self, now: float) -> None:
         """One round: drop what was replaced, then promote what has caught up; one change at a time."""
         raft = self._replica.raft
+        names = [name for name, _ in raft.membership.kept_out]
+        self._kept_out_since = {name: self._kept_out_since.get(name, now) for name in names}
         if raft.role is not Role.LEADER or not raft.has_term_commit:
             self._caught_up_since.clear()
             return
@@ -69,7 +71,8 @@ class Steward:
 
         A dead voter that was replaced goes before anybody new counts: it is what a quorum misses.
         """
-        membership = self._replica.raft.membership
+        raft = self._replica.raft
+        membership = raft.membership
         changes = [
             ("replaced_member_removed", member.node_id, membership.without(member.node_id))
             for member in membership.members
@@ -84,7 +87,20 @@ class Steward:
             for node in sorted(membership.read_replicas)
             if self._is_given_up(node)
         ]
+        changes += [
+            ("name_let_in_again", raft.id, membership.keeping_out(name, 0))
+            for name, _ in membership.kept_out
+            if not self._kept_out_s(name)
+        ]
         return changes
+
+    def _kept_out_s(self, name: str) -> float:
+        """For how much longer a name stays out; 0: it may come in."""
+        now = self._replica.scheduler.time()
+        for kept, seconds in self._replica.raft.membership.kept_out:
+            if kept == name:
+                return max(0.0, self._kept_out_since.get(name, now) + seconds - now)
+        return 0.0
 
     def _is_given_up(self, read_replica: NodeId) -> bool:
         """Whether nothing was heard of a read replica for the grace: it costs no vote to remove it."""
@@ -138,7 +154,7 @@ class Steward:
         if raft.membership.member(member.node_id) is not None:
             done(raft.id, None)
             return
-        wait_s = self._kept_out.get(member.name, 0.0) - self._replica.scheduler.time()
+        wait_s = self._kept_out_s(member.name)
         if wait_s > 0:
             text = f"{member.name} was removed to be stopped, and is let in again in {wait_s:.0f} s"
             done(None, MembershipRefused(text))
@@ -148,7 +164,7 @@ class Steward:
             text = f"a live member is already called {member.name}: two nodes cannot share a name"
             done(None, MembershipRefused(text))
             return
-        wanted = membership
+        wanted = membership.keeping_out(member.name, 0)
         for node in namesakes:
             if node in membership.learners:
                 wanted = wanted.without(node)
@@ -170,18 +186,10 @@ class Steward:
         elif raft.membership.member(node_id) is None:
             done(None, MembershipRefused(f'id "{node_id}" was not found in the Raft configuration'))
         else:
-            if readmit_s:
-                self._keep_out(node_id, min(readmit_s, READMIT_S_MAX))
-            self._when_spared(node_id, raft.ticks, done)
+            kept_s = round(max(0.0, min(readmit_s, READMIT_S_MAX)))
+            self._when_spared(node_id, kept_s, raft.ticks, done)
 
-    def _keep_out(self, node_id: NodeId, seconds: float) -> None:
-        now = self._replica.scheduler.time()
-        member = self._replica.raft.membership.member(node_id)
-        assert member is not None
-        self._kept_out = {name: end for name, end in self._kept_out.items() if end > now}
-        self._kept_out[member.name] = now + seconds
-
-    def _when_spared(self, node_id: NodeId, asked_at: int, done: Answer) -> None:
+    def _when_spared(self, node_id: NodeId, kept_s: int, asked_at: int, done: Answer) -> None:
         """Remove a member once a majority of who is left has answered after it was asked for.
 
         The core's guard believes whoever was heard within an election time-out. When several nodes go at
@@ -193,6 +201,9 @@ class Steward:
             done(None, NotLeader(raft.leader_id))
             return
         left = raft.membership.without(node_id)
+        member = raft.membership.member(node_id)
+        if kept_s and member is not None:
+            left = left.keeping_out(member.name, kept_s)
         unchanged = left.voters == raft.membership.voters
         # Nobody left is for the core to refuse.
         if unchanged or not left.voters or has_majority(left.voters, raft.heard_since(asked_at)):
@@ -202,7 +213,7 @@ class Steward:
             done(None, MembershipRefused(text))
         else:
             pause = replica.settings.tick_s
-            replica.scheduler.call_later(pause, self._when_spared, node_id, asked_at, done)
+            replica.scheduler.call_later(pause, self._when_spared, node_id, kept_s, asked_at, done)
 
     def _change(self, membership: Membership, what: str, node_id: NodeId, done: Answer) -> None:
         replica = self._replica

@@ -20,8 +20,11 @@ wherever it may not be exhausted."""
 class EngineSnapshot(Protocol):
     """A consistent, read-only view of one moment. Must be closed; keep it short-lived."""
 
-    def scan(self, start: bytes, stop: bytes | None) -> Rows:
-        """Yield pairs with ``start <= key < stop`` in byte order; ``stop`` None is the end."""
+    def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
+        """Yield pairs with ``start <= key < stop`` in byte order (or backwards); ``stop`` None is the end.
+
+        One scan at a time: opening another ends the first.
+        """
         ...
 
     def close(self) -> None:

@@ -55,11 +55,12 @@ class MemorySnapshot:
         self._rows = list(rows.items())
         self._keys = list(rows)
 
-    def scan(self, start: bytes, stop: bytes | None) -> Rows:
+    def scan(self, start: bytes, stop: bytes | None, *, reverse: bool = False) -> Rows:
         """Yield ``[start, stop)``, see ``EngineSnapshot``."""
         at = bisect_left(self._keys, start)
         end = len(self._keys) if stop is None else bisect_left(self._keys, stop)
-        yield from self._rows[at:end]
+        rows = self._rows[at:end]
+        yield from reversed(rows) if reverse else rows
 
     def close(self) -> None:
         """Forget the rows."""

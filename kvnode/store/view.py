@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from kvnode.store.engine import EngineSnapshot
+from kvnode.store.paging import Page, PageWalk
 from kvnode.store.records import (
     GRAVES,
     KEY_MODIFY,
@@ -73,6 +74,10 @@ class View:
                     highest = max(highest, decode_grave(raw, record))
                 yield highest
         yield highest or self.meta.kv_index
+
+    def page(self, prefix: bytes, separator: bytes, page: Page) -> PageWalk:
+        """Walk over one page of the names under a prefix, see ``paging``; its index is ``meta.kv_index``."""
+        return PageWalk(self._snapshot, prefix, separator, page)
 
     def walk_sessions(self, visit: Visitor) -> Iterator[int]:
         """Visit every session in the order of their ids, a row per step; the number is the same for

@@ -61,7 +61,10 @@ async def test_keys_up_to_4_kib(kv: Kv) -> None:
     assert (await kv.put(key, "1")).body == b"true"
     assert (await kv.get(key, "raw")).body == b"1"
     answer = await kv.put(key + "k", "1")
-    assert (answer.status, answer.text) == (400, "Key is too long (4097 > 4096 bytes)")
+    assert (answer.status, answer.text) == (
+        400,
+        "Key is too long (4097 > 4096 bytes). The setting is key_bytes_max.",
+    )
     escaped = "ç" * ((4 * KIB - len(kv.prefix)) // 2)
     assert (await kv.put(escaped, "1")).body == b"true", "three times as long in the URL"
 

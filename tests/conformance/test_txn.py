@@ -422,7 +422,7 @@ async def test_too_many_operations(txn: Txn) -> None:
     answer = await txn(*[txn.op("get-or-empty", "a")] * 129)
     assert (answer.status, answer.text) == (
         413,
-        "Transaction contains too many operations (129 > 128)",
+        "Transaction contains too many operations (129 > 128). The setting is txn_ops_max.",
     )
 
 

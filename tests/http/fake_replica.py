@@ -9,6 +9,7 @@ from typing import Any
 
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Index, NodeId, Role, Term
+from kvnode.replica.expiry import KeyTimers
 from kvnode.replica.facade import (
     ClusterHealth,
     Consistency,
@@ -24,6 +25,7 @@ from kvnode.replica.watches import Watches
 from kvnode.store.commands import Command, KvLock, Result, SessionDestroy, Txn
 from kvnode.store.control import Autopilot
 from kvnode.store.memory import MemoryEngine
+from kvnode.store.own_commands import KvExpire, KvPut, Once
 from kvnode.store.records import Session
 from kvnode.store.store import Store
 
@@ -56,6 +58,8 @@ class FakeReplica:
         )
         self.delays = LockDelays(self.store, time.monotonic)
         self.timers = SessionTimers(self.store, self._end, lambda _node: True)
+        self.key_timers = KeyTimers(self.store, self._expire)
+        self.store.on_ttl = self._on_ttl
         self._ticking = False
         self.next_index = 10
         self.write_error: KvnodeError | None = None
@@ -122,13 +126,28 @@ class FakeReplica:
             self.timers.ended(session_id)
         else:
             self.timers.began(session)
+        self._begin_ticking()
+
+    def _on_ttl(self, key: bytes, since: int, ttl_ns: int) -> None:
+        self._begin_ticking()
+        if since:
+            self.key_timers.began(key, since, ttl_ns, time.monotonic())
+        else:
+            self.key_timers.ended(key)
+
+    def _expire(self, keys: tuple[tuple[bytes, int], ...]) -> None:
+        self.write(KvExpire(keys), lambda _result, _error: None)
+
+    def _begin_ticking(self) -> None:
         if not self._ticking:
             self._ticking = True
             self.timers.begin(time.monotonic())
+            self.key_timers.begin(time.monotonic())
             self._tick()
 
     def _tick(self) -> None:
         self.timers.run(time.monotonic())
+        self.key_timers.run(time.monotonic())
         asyncio.get_running_loop().call_later(0.02, self._tick)
 
     def _end(self, session_id: str) -> None:
@@ -142,7 +161,7 @@ class FakeReplica:
 
     def write(self, command: Command, done: Any) -> None:
         self.commands.append(command)
-        if isinstance(command, (KvLock, Txn)):
+        if isinstance(command, (KvLock, KvPut, Once, Txn)):
             verdict = self.delays.judge(command)
             if isinstance(verdict, Result):
                 self._complete(lambda: done(verdict, None))

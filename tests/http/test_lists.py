@@ -138,5 +138,8 @@ async def test_a_list_above_the_bound_is_400_and_says_so(start: Start) -> None:
         await node.wire("PUT", f"/v1/kv/p/{i}", b"x" * 20)
     answer = await node.wire("GET", "/v1/kv/p/?recurse")
     assert answer.status == 400
-    assert answer.text == "The list is larger than 1000 bytes; ask for a longer prefix"
+    assert answer.text == (
+        "The list is larger than 1000 bytes; ask for a longer prefix, or for pages with ?limit. "
+        "The setting is list_bytes_max."
+    )
     assert (await node.wire("GET", "/v1/kv/p/?keys")).status == 200

@@ -265,4 +265,20 @@ def test_a_name_that_was_removed_to_be_stopped_stays_out_for_a_while() -> None:
     cluster.run(20.0)
     assert ids(leader) == (["n0", "n1"], [])
     assert "is let in again in" in removed.replica.status().reason
+    # Also the next leader keeps it out, as one of those removed may have been the leader.
+    leader.replica.transfer_leadership(None, Answers())
+    cluster.until(lambda: cluster.machines[1].replica.raft.has_term_commit)
+    cluster.run(5.0)
+    assert ids(leader) == (["n0", "n1"], [])
     cluster.until(lambda: ids(leader)[0] == ["n0", "n1", "n2-2"], 30.0)
+    assert leader.replica.raft.membership.kept_out == ()
+
+
+def test_a_name_is_let_in_again_also_when_it_never_asks() -> None:
+    cluster, leader = start()
+    answers = Answers()
+    cluster.machines[2].kill()
+    leader.replica.remove_member(NodeId("n2"), answers, readmit_s=5.0)
+    cluster.until(lambda: answers.calls)
+    assert leader.replica.raft.membership.kept_out == (("n2", 5),)
+    cluster.until(lambda: not leader.replica.raft.membership.kept_out, 10.0)

@@ -58,6 +58,10 @@ class Files:
         Path(self.cert).write_bytes(pair.cert)
         Path(self.key).write_bytes(pair.key)
 
+    def break_key(self) -> None:
+        """Write a key that is none."""
+        Path(self.key).write_text("broken")
+
     def trust(self, *authorities: str) -> None:
         Path(self.ca).write_bytes(b"".join(ca(name).cert for name in authorities))
 

@@ -1,0 +1,234 @@
+"""The HTTP port over TLS: both shells, clients' certificates, and who is turned away."""
+
+import asyncio
+import contextlib
+import ssl
+
+import aiohttp
+import pytest
+
+from kvnode.client import ClientTls, KvnodeClient
+from kvnode.errors import BadRequest, PeerUnreachable
+from kvnode.http import HttpContext, HttpServer, HttpSettings
+from kvnode.tls import TlsFiles, build
+from tests.http.fake_replica import FakeReplica
+from tests.tls.conftest import Files
+
+
+@pytest.fixture
+def files(tmp_path):
+    found = Files(tmp_path / "tls")
+    found.issue()
+    return found
+
+
+@pytest.fixture
+def alice(tmp_path):
+    found = Files(tmp_path / "alice")
+    found.issue(hosts=(), server=False)
+    return found
+
+
+def plan(files, **changes):
+    return TlsFiles(cert=files.cert, key=files.key, ca=files.ca, **changes)
+
+
+def client_context(files, own=None):
+    context = ssl.create_default_context(cafile=files.ca)
+    if own is not None:
+        context.load_cert_chain(own.cert, own.key)
+    return context
+
+
+class Secure:
+    """A server over TLS; ``contexts`` may be exchanged while it runs."""
+
+    def __init__(self, files, **settings):
+        self.files = files
+        self.refused = []
+        verified = settings.get("clients_verified", False)
+        self.contexts = build(plan(files, verify_clients=verified))
+        self.server = HttpServer(
+            HttpContext(
+                replica=FakeReplica(),
+                settings=HttpSettings(node_name="kvnode-0", close_grace_s=1.0, **settings),
+                tls=lambda: self.contexts.http,
+                tls_refused=self.refused.append,
+            )
+        )
+
+    async def __aenter__(self):
+        await self.server.start("127.0.0.1", 0)
+        self.url = f"https://127.0.0.1:{self.server.port}"
+        return self
+
+    async def __aexit__(self, *_):
+        await self.server.close()
+
+    async def serial(self):
+        """The serial number of the certificate that is shown now."""
+        context = client_context(self.files)
+        _, writer = await asyncio.open_connection("127.0.0.1", self.server.port, ssl=context)
+        shown = writer.get_extra_info("peercert")["serialNumber"]
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return shown
+
+
+async def ask(secure, method, path, own=None, **more):
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(
+            method, secure.url + path, ssl=client_context(secure.files, own), **more
+        ) as response,
+    ):
+        return response.status, await response.read()
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+async def test_keys_and_other_routes_over_tls(files, fast_path):
+    async with Secure(files, fast_path=fast_path) as secure:
+        async with aiohttp.ClientSession() as session:  # one connection goes through both shells
+            for _ in range(2):
+                for method, path, body in (
+                    ("PUT", "/v1/kv/a", b"x" * 300_000),
+                    ("GET", "/v1/kv/a?raw", None),
+                    ("GET", "/v1/status/leader", None),
+                ):
+                    async with session.request(
+                        method, secure.url + path, data=body, ssl=client_context(files)
+                    ) as response:
+                        assert response.status == 200
+                        answer = await response.read()
+                        if "raw" in path:
+                            assert answer == b"x" * 300_000
+        assert secure.refused == []
+
+
+async def test_the_client_speaks_it(files):
+    async with (
+        Secure(files) as secure,
+        KvnodeClient(secure.url, tls=ClientTls(ca_file=files.ca)) as client,
+    ):
+        assert await client.put("a", "b")
+        pair = await client.get("a")
+        assert pair is not None
+        assert pair.value == b"b"
+    assert secure.refused == []
+
+
+async def test_a_client_without_the_ca_is_told_what_is_missing(files, tmp_path):
+    other = Files(tmp_path / "other")
+    other.issue("second")
+    async with Secure(files) as secure:
+        for tls, word in (
+            (ClientTls(ca_file=other.ca), "--ca-file"),
+            (ClientTls(ca_file=files.ca, server_name="elsewhere"), "--tls-server-name"),
+        ):
+            async with KvnodeClient(secure.url, timeout_s=5, patient=False, tls=tls) as client:
+                with pytest.raises(PeerUnreachable, match=word) as error:
+                    await client.put("a", "b")
+                assert error.value.took_effect == "no"
+        async with KvnodeClient(secure.url, tls=ClientTls(verify=False)) as client:
+            assert await client.put("a", "b")
+
+
+@pytest.mark.parametrize(
+    "tls",
+    [
+        {"ca_file": "nowhere"},
+        {"cert_file": "nowhere"},
+        {"key_file": "nowhere"},
+    ],
+)
+def test_files_of_a_client_are_checked_at_once(tls):
+    with pytest.raises(BadRequest):
+        KvnodeClient("https://127.0.0.1:1", tls=ClientTls(**tls))
+
+
+async def test_plain_http_is_told_so(files):
+    """As Consul's own server does."""
+    async with Secure(files) as secure:
+        address = secure.url.removeprefix("https://")
+        async with (
+            aiohttp.ClientSession() as session,
+            session.put(f"http://{address}/v1/kv/a", data=b"x") as response,
+        ):
+            assert response.status == 400
+            text = await response.text()
+            assert text == "Client sent an HTTP request to an HTTPS server.\n"
+        assert [refusal.plain for refusal in secure.refused] == [True]
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+async def test_only_probes_get_through_without_a_certificate(files, alice, fast_path):
+    """The kubelet shows none, and must not be told that the node is dead."""
+    async with Secure(files, clients_verified=True, fast_path=fast_path) as secure:
+        status, _ = await ask(secure, "GET", "/health/live")
+        assert status == 200
+        for method, path in (
+            ("PUT", "/v1/kv/a"), ("GET", "/v1/kv/a"), ("GET", "/kv/a"), ("POST", "/kv/a"),
+            ("GET", "/metrics"), ("GET", "/v1/status/leader"), ("GET", "/ui/"), ("GET", "/"),
+            ("GET", "/health/../v1/kv/a"), ("GET", "//health/live"),
+        ):  # fmt: skip
+            body = b"x" if method in ("PUT", "POST") else None
+            status, text = await ask(secure, method, path, data=body)
+            assert status == 403, path
+            assert b"--tls-ca-file" in text
+        assert await ask(secure, "GET", "/v1/kv/a?raw", alice) == (404, b"")
+        assert await ask(secure, "PUT", "/v1/kv/a", alice, data=b"x") == (200, b"true")
+        assert await ask(secure, "GET", "/v1/kv/a?raw", alice) == (200, b"x")
+
+
+async def test_a_certificate_of_another_ca_is_none(files, tmp_path):
+    mallory = Files(tmp_path / "mallory")
+    mallory.issue("second", hosts=(), server=False)
+    async with Secure(files, clients_verified=True) as secure:
+        with pytest.raises((aiohttp.ClientError, OSError)):
+            await ask(secure, "GET", "/health/live", mallory)
+        assert "certificate was refused" in secure.refused[0].reason
+
+
+async def test_a_new_certificate_is_shown_at_once(files):
+    async with Secure(files) as secure, aiohttp.ClientSession() as session:
+        url, context = secure.url + "/v1/status/leader", client_context(files)
+        async with session.get(url, ssl=context) as response:
+            assert response.status == 200
+        before = await secure.serial()
+        files.issue()
+        secure.contexts = build(plan(files))
+        assert await secure.serial() != before
+        async with session.get(url, ssl=context) as response:
+            assert response.status == 200, "what stands goes on"
+
+
+async def test_a_stop_ends_handshakes_and_requests(files):
+    async with Secure(files) as secure:
+        idle = await asyncio.open_connection("127.0.0.1", secure.server.port)
+        await asyncio.sleep(0)
+        context = client_context(files)
+        quiet = await asyncio.open_connection("127.0.0.1", secure.server.port, ssl=context)
+    for reader, writer in (idle, quiet):
+        with contextlib.suppress(OSError):
+            assert await reader.read() == b""
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def test_the_same_on_uvloop(files, alice):
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario():
+        async with Secure(files, clients_verified=True) as secure:
+            assert await ask(secure, "PUT", "/v1/kv/a", alice, data=b"x" * 300_000) == (
+                200,
+                b"true",
+            )
+            assert await ask(secure, "GET", "/v1/kv/a?raw", alice) == (200, b"x" * 300_000)
+            assert (await ask(secure, "GET", "/v1/status/leader", alice))[0] == 200
+            assert (await ask(secure, "GET", "/v1/kv/a"))[0] == 403
+            assert (await ask(secure, "GET", "/health/live"))[0] == 200
+
+    uvloop.run(scenario())
