@@ -245,6 +245,7 @@ class Agent:
                         spool_reserve_bytes=2 * reserve,
                     ),
                     pod_addresses=self._pod_addresses,
+                    notes=self._notes,
                     reload=self._reload,
                     leave=self._leave,
                     follow_log=self._logs.follow,
@@ -333,6 +334,11 @@ class Agent:
             _LOG.warning("hand_over_timed_out", after_s=limit)
 
     # -- what the parts ask for ---------------------------------------------------------------------
+
+    def _notes(self) -> dict[str, str]:
+        """What readiness says besides its checks: DNS may be ill long before anybody misses it."""
+        failed = self._discovery.failed
+        return {"discovery": self._discovery.problem} if failed else {}
 
     async def _pod_addresses(self) -> list[str]:
         return [seed.address for seed in await self._discovery.lookup()]

@@ -60,6 +60,21 @@ class Discovery:
         self._round: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Task[None]] = set()
 
+    @property
+    def problem(self) -> str:
+        """Why the newest round found nobody, and what an operator can do about it; empty: it did."""
+        if not self.reason:
+            return ""
+        if self.failed:
+            return (
+                f"{self.reason}: check --dns-servers (else /etc/resolv.conf), and that a NetworkPolicy lets "
+                "this node ask port 53 over UDP and TCP"
+            )
+        return (
+            f"{self.reason}: nobody is listed yet; should that last, check --join-srv, and that the headless "
+            "Service publishes pods that are not ready"
+        )
+
     async def lookup(self) -> list[Seed]:
         """Return static seeds as written, then those from DNS by ordinal; empty when there are none.
 
@@ -97,7 +112,10 @@ class Discovery:
         except asyncio.CancelledError:
             done(None, PeerUnreachable("discovery was stopped", took_effect="no"))
             raise
-        done([seed.address for seed in seeds], None)
+        if seeds or not self.problem:
+            done([seed.address for seed in seeds], None)
+        else:
+            done(None, PeerUnreachable(self.problem, took_effect="no"))
 
     async def _ask_dns(self, dns: DnsSettings) -> None:
         try:

@@ -100,6 +100,11 @@ class HttpSettings:
     ui: bool = True
 
 
+def nothing_to_note() -> dict[str, str]:
+    """Note nothing: the default of ``HttpContext.notes``."""
+    return {}
+
+
 async def no_addresses() -> list[str]:
     """Find no pods: the default of ``HttpContext.pod_addresses``."""
     return []
@@ -113,6 +118,8 @@ class HttpContext:
     settings: HttpSettings
     pod_addresses: Callable[[], Awaitable[list[str]]] = no_addresses
     """Asks discovery for ``host:port`` of every pod's peer port. May fail or hang; it is bounded."""
+    notes: Callable[[], dict[str, str]] = nothing_to_note
+    """What is not well around the node, by a word each: shown by readiness, which it does not fail."""
     reload: Callable[[], Awaitable[None]] | None = None
     """``PUT /v1/agent/reload``; None: the route answers that it cannot."""
     follow_log: Callable[[str, bool], AsyncGenerator[bytes, None]] | None = None

@@ -31,11 +31,15 @@ CONFIRM_S = 2.0
 """How long ``leader`` waits for a majority."""
 
 
+_WORDS = {True: "ok  ", False: "FAIL", None: "note"}
+
+
 class Check(NamedTuple):
     """One check of a probe."""
 
     name: str
-    passed: bool
+    passed: bool | None
+    """None: a note, which decides nothing."""
     detail: str
 
 
@@ -45,6 +49,7 @@ class HealthRoutes:
     def __init__(self, context: HttpContext) -> None:
         """Remember whom to ask."""
         self._replica = context.replica
+        self._notes = context.notes
         self._leader_grace_ms = context.settings.ready_leader_grace_s * 1000
 
     async def live(self, request: Request) -> Response:
@@ -59,6 +64,7 @@ class HealthRoutes:
         """``GET /health/ready``."""
         status = self._replica.status()
         checks = [_running(status), self._leader(status), _caught_up(status)]
+        checks += [Check(name, None, detail) for name, detail in self._notes().items()]
         return _report("ready", checks)
 
     async def leader(self, request: Request) -> Response:
@@ -112,10 +118,10 @@ def _caught_up(status: Status) -> Check:
 
 def _report(word: str, checks: list[Check]) -> Response:
     """Say ``word`` or ``not word``, then one line per check."""
-    failed = [check for check in checks if not check.passed]
+    failed = [check for check in checks if check.passed is False]
     first = f"not {word}: {', '.join(check.name for check in failed)}" if failed else word
     lines = [first]
-    lines += [f"{'ok  ' if c.passed else 'FAIL'} {c.name}: {c.detail}" for c in checks]
+    lines += [f"{_WORDS[check.passed]} {check.name}: {check.detail}" for check in checks]
     body = "\n".join(lines) + "\n"
     head = TEXT_TYPE + b"Cache-Control: no-store\r\n"
     return Response(503 if failed else 200, head, body.encode())

@@ -147,7 +147,7 @@ class Formation:
 
     def _discovered(self, addresses: list[str] | None, error: KvnodeError | None) -> None:
         if error is not None:
-            self.reason = f"discovery failed: {error}"
+            self.reason = f"discovery found nobody: {error}"
         replica = self._replica
         wanted = list(addresses or replica.book.seeds)[:ADDRESSES_MAX]
         if addresses:
