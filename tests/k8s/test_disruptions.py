@@ -7,10 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from tests.chaos.lab import LabNode
-from tests.chaos.machines import lacks_strace
-from tests.chaos.processes import Writers, check_kept
 from tests.k8s.statefulset import (
     NAME,
     StatefulSet,
@@ -19,6 +15,10 @@ from tests.k8s.statefulset import (
     lacks_statefulsets,
     statefulset,
 )
+
+from tests.chaos.lab import LabNode
+from tests.chaos.machines import lacks_strace
+from tests.chaos.processes import Writers, check_kept
 
 pytestmark = [
     pytest.mark.chaos,
