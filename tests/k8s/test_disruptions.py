@@ -7,6 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from tests.chaos.lab import LabNode
+from tests.chaos.machines import lacks_strace
+from tests.chaos.processes import Writers, check_kept
 from tests.k8s.statefulset import (
     NAME,
     StatefulSet,
@@ -15,10 +19,6 @@ from tests.k8s.statefulset import (
     lacks_statefulsets,
     statefulset,
 )
-
-from tests.chaos.lab import LabNode
-from tests.chaos.machines import lacks_strace
-from tests.chaos.processes import Writers, check_kept
 
 pytestmark = [
     pytest.mark.chaos,
