@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kvnode.cli import bench, dev, kubernetes, kv, operator, tls
+from kvnode.cli import bench, changes, dev, kubernetes, kv, operator, tls
 from kvnode.cli.tls_options import add_tls_options
 
 app = typer.Typer(
@@ -18,6 +18,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dev.app, name="dev")
+for name, command in (
+    ("history", changes.history),
+    ("rollback", changes.rollback),
+    ("changes", changes.changes),
+):
+    kv.app.command(name)(command)
 app.add_typer(kv.app, name="kv")
 app.command("bench")(bench.bench)
 app.command("members")(operator.members)

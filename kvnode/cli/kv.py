@@ -52,15 +52,28 @@ def get(
     ] = False,
     detailed: Annotated[bool, typer.Option("--detailed", help="Print everything known.")] = False,
     stale: Stale = False,
+    as_of: Annotated[
+        int | None,
+        typer.Option("--as-of", min=0, help="As it was at this index, see kvnode kv history."),
+    ] = None,
     output: OutputOption = Output.text,
     http_addr: HttpAddr = DEFAULT_ADDR,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Print a key's value, byte for byte. Exit code 1 when there is no such key.
 
-    Examples: kvnode kv get app/db · kvnode kv get --detailed app/db · kvnode kv get cert > cert.pem
+    Examples: kvnode kv get app/db · kvnode kv get --detailed app/db · kvnode kv get cert > cert.pem ·
+    kvnode kv get --as-of 4711 app/db
     """
-    pair = ask(http_addr, timeout, lambda kv: kv.get(key, consistency=_consistency(stale)))
+    pair = ask(
+        http_addr,
+        timeout,
+        lambda kv: (
+            kv.get(key, consistency=_consistency(stale))
+            if as_of is None
+            else kv.get_as_of(key, as_of)
+        ),
+    )
     if pair is None:
         fail(f"no such key: {key}")
     if output is Output.json and not raw:

@@ -96,6 +96,11 @@ def emit_json(document: Any) -> None:
     emit(json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
+def emit_line(document: Any) -> None:
+    """Write one JSON document to stdout, on one line, for streams of them."""
+    emit(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+
+
 def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write rows: a table on a terminal, aligned columns in a pipe (never cut to a width)."""
     if sys.stdout.isatty():

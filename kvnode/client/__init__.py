@@ -17,14 +17,29 @@ Invariants:
 - Every wait has an end: ``timeout_s``, plus the time that a blocking query asks the server to wait.
 - Errors are those of ``kvnode.errors``; none of ``aiohttp``'s leaves this package.
 
+``client.changes(prefix)`` follows a change feed (``feed``, ``events``): it goes on from its position at the
+next address whenever a stream ends, without a gap and with nothing twice.
+
 ``load`` is something else beside it: a generator of load for ``kvnode bench``, with connections of its own.
 
-What it does not do: cache, watch in the background, or keep sessions alive. It knows nothing of kvnode's
+What it does not do: cache, work in the background, or keep sessions alive. It knows nothing of kvnode's
 inside; it imports ``kvnode.errors`` only.
 """
 
 from kvnode.client.client import KvnodeClient
-from kvnode.client.results import Answer, KVPair, Member, RaftPeer
+from kvnode.client.feed import ChangeFeed
+from kvnode.client.results import Answer, Change, History, KVPair, Member, RaftPeer, Revision
 from kvnode.client.tls import ClientTls
 
-__all__ = ["Answer", "ClientTls", "KVPair", "KvnodeClient", "Member", "RaftPeer"]
+__all__ = [
+    "Answer",
+    "Change",
+    "ChangeFeed",
+    "ClientTls",
+    "History",
+    "KVPair",
+    "KvnodeClient",
+    "Member",
+    "RaftPeer",
+    "Revision",
+]

@@ -14,7 +14,8 @@ from yarl import URL
 
 from kvnode.client import results
 from kvnode.client.failures import from_answer, from_exception
-from kvnode.client.results import Answer, KVPair, Member, RaftPeer
+from kvnode.client.feed import ChangeFeed
+from kvnode.client.results import Answer, History, KVPair, Member, RaftPeer
 from kvnode.client.tls import ClientTls
 from kvnode.errors import BadRequest, NotNow, PeerUnreachable
 
@@ -147,6 +148,83 @@ class KvnodeClient:
             query.append(("separator", separator))
         reply = await self._ask("GET", _kv(prefix), query, safe=True, missing_is_an_answer=True)
         return results.parse_keys(reply.body) if reply.status == 200 else ()
+
+    async def history(self, key: str, *, limit: int = 20) -> History:
+        """Return a key's newest revisions, at most ``limit`` (1 to 1000); none: nothing is known of it."""
+        query = [("history", ""), ("limit", str(limit))]
+        reply = await self._ask(
+            "GET", _kv(_named(key)), query, safe=True, missing_is_an_answer=True
+        )
+        return History(
+            revisions=results.parse_revisions(reply.body) if reply.status == 200 else (),
+            complete=reply.headers.get("X-Kvnode-More") != "true",
+            oldest_index=_number(reply.headers.get("X-Kvnode-Oldest-Index")),
+        )
+
+    async def get_as_of(self, key: str, index: int) -> KVPair | None:
+        """Return the pair as it was when ``index`` had been applied, or None when there was none.
+
+        Raises:
+            Compacted: The index is outside of the window of changes that are kept.
+        """
+        query = [("as_of", str(index))]
+        reply = await self._ask(
+            "GET", _kv(_named(key)), query, safe=True, missing_is_an_answer=True
+        )
+        pairs = results.parse_pairs(reply.body) if reply.status == 200 else ()
+        return pairs[0] if pairs else None
+
+    async def roll_back(self, key: str, index: int) -> bool:
+        """Write what a key was at ``index``, value and flags; delete it if there was none then.
+
+        Who holds it goes on to hold it; LockIndex becomes 0, as by any plain write.
+
+        Returns:
+            False when the key was changed by somebody else meanwhile; nothing was written then.
+
+        Raises:
+            Compacted: As ``get_as_of``.
+        """
+        then, now = await self.get_as_of(key, index), await self.get(key)
+        if then is None:
+            return now is None or await self.delete(key, cas=now.modify_index)
+        cas = 0 if now is None else now.modify_index
+        return await self.put(key, then.value, flags=then.flags, cas=cas)
+
+    def changes(
+        self,
+        prefix: str = "",
+        *,
+        since: str | int | None = None,
+        initial: bool = False,
+        stale: bool = False,
+    ) -> ChangeFeed:
+        """Follow every change under a prefix: each once, in order, over all addresses, for ever.
+
+            async with client.changes("app/") as feed:
+                async for change in feed:
+                    ...  # change.key, change.new, change.old; keep feed.position to go on later
+
+        Args:
+            prefix: Empty for all keys.
+            since: Go on behind this index or event id; None: from now on.
+            initial: First give out what there is (``Change.by`` is ``initial``). If that breaks off it
+                begins again, so that keys may come twice before ``feed.ready``. Not with ``since``.
+            stale: Begin at a node's own state, also without a leader.
+
+        Raises (while iterating): ``Compacted``, ``BadRequest``. Anything else is tried again.
+        """
+        _kv(prefix)
+        return ChangeFeed(
+            self._open(),
+            self._ssl,
+            self._bases,
+            prefix,
+            since=since,
+            initial=initial and since is None,
+            stale=stale,
+            connect_timeout_s=self._connect_timeout_s,
+        )
 
     async def put(
         self, key: str, value: bytes | str, *, flags: int = 0, cas: int | None = None

@@ -7,11 +7,13 @@ never made, and a server that says so, are a certain "no".
 from __future__ import annotations
 
 import os
+import re
 
 import aiohttp
 
 from kvnode.errors import (
     BadRequest,
+    Compacted,
     KvnodeError,
     LeadershipLost,
     NoLeader,
@@ -64,6 +66,8 @@ def from_answer(status: int, body: bytes) -> KvnodeError:
         return ValueTooLarge(text)
     if status == 429:
         return Overloaded(text, took_effect="no")
+    if status == 410:
+        return _compacted(text)
     if status < 500:
         return BadRequest(text)
     if "No cluster leader" in text:
@@ -75,6 +79,18 @@ def from_answer(status: int, body: bytes) -> KvnodeError:
     if "invalid session" in text or "missing session" in text:
         return BadRequest(text)
     return NotNow(text, took_effect=took_effect)
+
+
+def _compacted(text: str) -> BadRequest:
+    """Read the numbers out of a refusal: an index outside of the window of history."""
+    old = re.match(r"index (\d+) is compacted: the history begins at (\d+)", text)
+    if old is not None:
+        index, oldest = int(old[1]), int(old[2])
+        return Compacted(index, oldest, max(index, oldest))
+    ahead = re.match(r"index (\d+) lies in the future: this cluster is at (\d+)", text)
+    if ahead is not None:
+        return Compacted(int(ahead[1]), 0, int(ahead[2]))
+    return BadRequest(text)
 
 
 def is_certainly_not(text: str) -> bool:

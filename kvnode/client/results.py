@@ -72,6 +72,46 @@ class RaftPeer:
     """How far its log reaches; 0 when the server does not say."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What one log entry did to one key."""
+
+    event_id: str
+    """Give it as ``since`` to go on behind this change; empty for an entry of the initial state."""
+    index: int
+    """Log index of the change."""
+    key: str
+    by: str
+    """What did it, such as ``put`` or ``delete-tree``; ``initial`` for an entry of the initial state."""
+    new: KVPair | None
+    """None: there is no such key any more."""
+    old: KVPair | None
+    """None: there was no such key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """What a key was from one index on."""
+
+    index: int
+    by: str
+    """What did it; empty when that is not known any more."""
+    pair: KVPair | None
+    """None: deleted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The newest revisions of a key."""
+
+    revisions: tuple[Revision, ...]
+    """The newest first."""
+    complete: bool
+    """Whether the server knows no older ones."""
+    oldest_index: int
+    """Where the window of changes that are kept begins."""
+
+
 _STATUS = {0: "none", 1: "alive", 2: "leaving", 3: "left", 4: "failed"}
 
 
@@ -85,6 +125,60 @@ def parse_pairs(body: bytes) -> tuple[KVPair, ...]:
         return tuple(_pair(item) for item in _array(body))
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
         raise RemoteProtocolError(f"not a list of pairs: {body[:200]!r}") from error
+
+
+def parse_revisions(body: bytes) -> tuple[Revision, ...]:
+    """Parse the answer to ``?history``.
+
+    Raises:
+        RemoteProtocolError: It is not what the API promises.
+    """
+    try:
+        return tuple(
+            Revision(index=int(item["Index"]), by=item["By"] or "", pair=_maybe(item["Entry"]))
+            for item in _array(body)
+        )
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise RemoteProtocolError(f"not a list of revisions: {body[:200]!r}") from error
+
+
+def parse_change(event_id: str, data: str) -> Change:
+    """Parse the data of an event of a change feed.
+
+    Raises:
+        RemoteProtocolError: It is not what the API promises.
+    """
+    try:
+        item = json.loads(data)
+        return Change(
+            event_id=event_id,
+            index=int(item["Index"]),
+            key=str(item["Key"]),
+            by=str(item["By"]),
+            new=_maybe(item["New"]),
+            old=_maybe(item["Old"]),
+        )
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise RemoteProtocolError(f"not a change: {data[:200]!r}") from error
+
+
+def parse_entry(data: str) -> Change:
+    """Parse an entry of the state that a change feed begins with.
+
+    Raises:
+        RemoteProtocolError: It is not what the API promises.
+    """
+    try:
+        pair = _pair(json.loads(data))
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise RemoteProtocolError(f"not an entry: {data[:200]!r}") from error
+    return Change(
+        event_id="", index=pair.modify_index, key=pair.key, by="initial", new=pair, old=None
+    )
+
+
+def _maybe(item: dict[str, Any] | None) -> KVPair | None:
+    return None if item is None else _pair(item)
 
 
 def parse_keys(body: bytes) -> tuple[str, ...]:

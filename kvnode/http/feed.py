@@ -235,7 +235,12 @@ class _Feed:
                     for at in range(0, len(data), _CHUNK_BYTES):
                         yield data[at : at + _CHUNK_BYTES]
         except Compacted as error:
-            document = {"Error": str(error), "Oldest": error.oldest, "Newest": error.newest}
+            document = {
+                "Error": str(error),
+                "Index": error.index,
+                "Oldest": error.oldest,
+                "Newest": error.newest,
+            }
             yield b"event: compacted\ndata: %b\n\n" % dump_json(document)
         except NotNow as error:
             yield b"event: cut\ndata: %b\n\n" % dump_json({"Error": str(error)})
