@@ -4,6 +4,7 @@
     ├── BadRequest                  the caller's fault; nothing was proposed
     │   ├── KeyTooLong
     │   ├── ValueTooLarge
+    │   ├── BadArchive              a snapshot archive is damaged, foreign or hostile
     │   └── Compacted               an index outside the window of history that is kept
     ├── NotNow                      try again; ``took_effect`` says what became of the request
     │   ├── NotLeader(leader_id)    certainly not appended
@@ -75,6 +76,10 @@ class Compacted(BadRequest):
         self.index = index
         self.oldest = oldest
         self.newest = newest
+
+
+class BadArchive(BadRequest):
+    """A snapshot archive cannot be used; the text says why. Nothing was changed."""
 
 
 class NotNow(KvnodeError):

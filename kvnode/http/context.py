@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -98,6 +99,8 @@ class HttpSettings:
     fast_path: bool = True
     """Serve the KV routes without aiohttp. Off: the same answers, more slowly."""
     ui: bool = True
+    wall_clock: Callable[[], float] = time.time
+    """Seconds since the epoch, for the name of a snapshot. Nothing is decided by it."""
 
 
 def nothing_to_note() -> dict[str, str]:

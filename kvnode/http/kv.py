@@ -319,7 +319,7 @@ def _has_news(operation: Read, replica: ReplicaFacade) -> bool:
         return False
     if operation.shape not in _LISTS:
         pair = store.get(operation.key)
-        return (pair.modify_index if pair is not None else store.kv_index()) > index
+        return (store.key_index(pair) if pair is not None else store.kv_index()) > index
     if not operation.key:
         return True
     changed = replica.watches.changed_since(index, operation.key)
@@ -383,14 +383,14 @@ def answer(operation: Read, store: Store, view: ReadView) -> Response:
             body = prettify(body)
         known = b"true" if view.known_leader else b"false"
         head = _READ_HEAD_JSON % (
-            pair.modify_index,
+            store.key_index(pair),
             known,
             view.last_contact_ms,
             options.effective,
         )
         return Response(200, head, body)
     if operation.v1:
-        head = read_head(pair.modify_index, view, options)
+        head = read_head(store.key_index(pair), view, options)
     else:
         head = b"X-Kvnode-Index: %d\r\nX-Kvnode-Flags: %d\r\n" % (pair.modify_index, pair.flags)
     return Response(200, head + _RAW_TYPE, pair.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kvnode.http import absent, catalog, events, idempotency, kv, metrics, session, txn
+from kvnode.http import absent, catalog, events, idempotency, kv, metrics, session, snapshot, txn
 from kvnode.http.agent import AgentRoutes
 from kvnode.http.feed import FeedRoute
 from kvnode.http.health import HealthRoutes
@@ -97,6 +97,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
     sessions = CallBackRoute(session, backend, context.settings).handle
     reads = CallBackRoute(catalog, backend, context.settings).handle
     fired = CallBackRoute(events, backend, context.settings).handle
+    snapshots = snapshot.SnapshotRoutes(context).handle
     agent = AgentRoutes(context, registry)
     operator = OperatorRoutes(context)
     health = HealthRoutes(context)
@@ -115,6 +116,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
         Route("/v1/txn", put, CallBackRoute(txn, backend, context.settings).handle),
         Route(catalog.DATACENTERS.decode(), get, reads),
         *(Route(path, get, reads) for path in catalog.PATHS),
+        Route("/v1/snapshot", snapshot.METHODS, snapshots, upload=("PUT",)),
         Route("/v1/status/leader", get, agent.leader),
         Route("/v1/status/peers", get, agent.peers),
         Route("/v1/event/fire/", put, fired),

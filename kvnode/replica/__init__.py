@@ -18,6 +18,7 @@ Rooms:
   replaces and removes.
 - ``scaling``: members that the StatefulSet does not want any more. ``departure``: how a node stops, and is
   removed before when it will not come back.
+- ``applier``: committed entries reach the store; the end of a restore swaps it.
 - ``snapshots``, ``recovery``, ``upkeep``, ``history``: streams, the start, compaction, reaping and trimming.
 - ``autopilot``: the leader's judgement of the members; who was silent for too long is given up.
 - ``comparison``: do all members hold the same data? ``administration``: what operators ask.
@@ -36,7 +37,7 @@ Invariants:
 - A request is forwarded once (RC-59), and retried inside only when it was certainly not appended.
 - Discovery gives addresses to try. It never adds, removes or counts a member (RC-56).
 - A cluster is written only after every expected node has durably pledged itself to it (RC-55).
-- While a snapshot is loaded nothing is applied (RC-38).
+- While a snapshot is loaded, or a restore carried out, nothing is applied (RC-38).
 - A key that expires is never deleted before its time is over, nor after it was written anew
   (``expiry``).
 - A session is never ended before its TTL, and what one leader's clock says is not carried on to another

@@ -34,7 +34,7 @@ class Comparison:
     def run(self, now: float) -> None:
         """One round, when it is time; called about once a second."""
         replica = self._replica
-        if not replica.is_leader or replica.receiver.loading:
+        if not replica.is_leader or not replica.may_apply:
             self._index = 0
             return
         if now < self._next_at or self._open:

@@ -49,8 +49,8 @@ from kvnode.raft.types import (
 from kvnode.replica import pods
 from kvnode.replica.addresses import AddressBook
 from kvnode.replica.administration import Administration
+from kvnode.replica.applier import Applier
 from kvnode.replica.autopilot import Pilot
-from kvnode.replica.codec import decode
 from kvnode.replica.comparison import Comparison
 from kvnode.replica.departure import Departure
 from kvnode.replica.facade import Consistency, PodStatus, ReadView, Status
@@ -151,6 +151,7 @@ class Replica:
         self.departure = Departure(self)
         self.sender = SnapshotSender(self)
         self.receiver = SnapshotReceiver(self)
+        self.applier = Applier(self)
         self.receiver.loading = recovery.pending_snapshot
         self.forwarder = Forwarder(settings, self.desk, transport, self.wake)
         self.contact = Contact(scheduler)
@@ -424,8 +425,8 @@ class Replica:
             self.fail(error)
 
     def _drain(self) -> None:
-        while not self.stopped and self.raft.has_ready(apply=not self.receiver.loading):
-            self._handle(self.raft.ready(apply=not self.receiver.loading))
+        while not self.stopped and self.raft.has_ready(apply=self.may_apply):
+            self._handle(self.raft.ready(apply=self.may_apply))
 
     def _handle(self, ready: Ready) -> None:
         """Save, send, apply, answer: the contract of ``raft.rawnode``."""
@@ -467,34 +468,22 @@ class Replica:
         self.wake()
 
     def _apply(self, committed: Sequence[Entry]) -> None:
-        desk, store = self.desk, self.store
-        batch: list[tuple[int, Command | None]] = []
-        membership_changed = False
-        for index, term, kind, data in committed:
-            if kind == EntryKind.COMMAND:
-                own = desk.at(index, term) if desk.has_proposed else None
-                batch.append((index, own.command if own is not None else decode(data)))
-            else:
-                batch.append((index, None))
-                membership_changed |= kind == EntryKind.MEMBERSHIP
-        if membership_changed:
-            # First: a session that begins in this batch is judged by the members that there are.
-            self.sessions.members_changed()
-        results = store.apply_batch(batch)
-        if desk.has_proposed:
-            for entry, result in zip(committed, results, strict=True):
-                desk.applied(entry.index, entry.term, result)
+        self.applier.apply(committed)
+        if self.is_leader and not self._spread_due:
+            self._spread_due = True
+            self.scheduler.call_later(self.settings.commit_spread_s, self._spread_commit)
+
+    def wake_watchers(self) -> None:
+        """Call everybody whom the changes noted by now concern."""
         self.watches.wake(self.store.applied_index)
         self.session_watches.wake()
         self.registry_watches.wake()
         self.event_watches.wake()
-        if membership_changed:
-            self.peers.refresh()
-            self.registrar.members_changed()
-        self.admin.sweep(self.scheduler.time())
-        if self.is_leader and not self._spread_due:
-            self._spread_due = True
-            self.scheduler.call_later(self.settings.commit_spread_s, self._spread_commit)
+
+    @property
+    def may_apply(self) -> bool:
+        """False while the store is being replaced (RC-38)."""
+        return not (self.receiver.loading or self.applier.rebuilding)
 
     def _spread_commit(self) -> None:
         self._spread_due = False

@@ -48,6 +48,8 @@ ANSWER_BYTES_MAX: Final = 1 << 20
 """Of the sessions in one answer; further ones are asked for again."""
 REAP_AT_MOST: Final = 1000
 """Lock-delays forgotten by one entry, so that applying it stays short."""
+FOREIGN_S: Final = 60.0
+"""After everything was replaced: for how long a session may belong to a node that is no member."""
 AGAIN: Final = False
 """In an answer: neither a session nor None, but "ask again"."""
 
@@ -73,6 +75,7 @@ class Sessions:
         self._replica = replica
         self.timers = SessionTimers(replica.store, self._end, self._is_member)
         self.delays = LockDelays(replica.store, replica.scheduler.time)
+        self._foreign_until = 0.0
         self._office: Term | None = None
         """The term in which this node leads, and counts."""
         self._names: frozenset[str] = frozenset()
@@ -89,11 +92,28 @@ class Sessions:
         self._replica.session_watches.changed(index, session_id.encode(), not session_id)
         if not session_id:
             self.delays.restart()
+            self._state_replaced()
         elif session is None:
             self.delays.ended(index)
             self.timers.ended(session_id)
         elif self._office is not None:
             self.timers.began(session)
+
+    def _state_replaced(self) -> None:
+        """All sessions may be others: they get their time in full.
+
+        An archive of another cluster brings sessions of nodes that are no members here. They are let be
+        for as long as Consul would take to notice: whoever restores can look at what there is.
+        """
+        scheduler = self._replica.scheduler
+        self._foreign_until = scheduler.time() + FOREIGN_S
+        scheduler.call_later(FOREIGN_S + 1, self._end_foreign)
+        if self._office is not None:
+            self.timers.begin(scheduler.time())
+
+    def _end_foreign(self) -> None:
+        if self._office is not None and not self._replica.stopped:
+            self.timers.members_changed()
 
     def follow(self) -> None:
         """Who leads may have changed."""
@@ -121,7 +141,12 @@ class Sessions:
         self._names = frozenset(member.name for member in membership.members)
 
     def _is_member(self, name: str) -> bool:
-        return name in self._names or self._replica.store.registry().node(name) is not None
+        replica = self._replica
+        return (
+            name in self._names
+            or replica.store.registry().node(name) is not None
+            or replica.scheduler.time() < self._foreign_until
+        )
 
     def tick(self, now: float) -> None:
         """Every tick: the clocks of a leader."""

@@ -63,6 +63,8 @@ class ReplicaSettings:
     grave_age_s: float = 900.0
     grave_interval_s: float = 30.0
     """Tombstones are reaped after this age, in steps of the interval (spec §2.3)."""
+    restore_idle_s: float = 300.0
+    """What was staged for a restore is given up when for so long nothing was added."""
     history_entries_max: int = 100_000
     """Changes kept as history, counted by key and entry; 0: none."""
     history_bytes_max: int = 64 << 20

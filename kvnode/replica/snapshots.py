@@ -50,7 +50,7 @@ class SnapshotSender:
         # begins after what the store holds.
         if (
             self.busy_with is not None
-            or replica.receiver.loading
+            or not replica.may_apply
             or now < self._not_before.get(node, now)
         ):
             # The core does not ask again before it hears of this one.
@@ -66,6 +66,7 @@ class SnapshotSender:
         )
         self.busy_with, self._held_index = node, applied
         self._held_since = now
+        engine = replica.store.engine
         dump = replica.store.dump()
         replica.trace("snapshot_sending", {"term": raft.term, "index": applied, "to": node})
 
@@ -74,6 +75,11 @@ class SnapshotSender:
                 # Nobody needs it from us any more, and it keeps the next leader's stream out.
                 lost = PeerUnreachable("this node does not lead any more", took_effect="no")
                 replica.scheduler.call_soon(done, None, lost)
+                return
+            if replica.store.engine is not engine:
+                # A restore has put another one in its place, and this one may be closed by now.
+                gone = PeerUnreachable("the state was replaced meanwhile", took_effect="no")
+                replica.scheduler.call_soon(done, None, gone)
                 return
             replica.worker.submit(lambda: next(dump, b""), done)
 
@@ -116,7 +122,7 @@ class SnapshotReceiver:
     def begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:
         """Take a stream, if it could be of use and none is under way, or only an older leader's."""
         replica = self._replica
-        if self.loading or term < replica.raft.term:
+        if not replica.may_apply or term < replica.raft.term:
             return False
         if replica.write_refusal or meta.last.index <= replica.raft.log.commit_index:
             return False
@@ -148,7 +154,11 @@ class SnapshotReceiver:
             done(PeerUnreachable("no snapshot of this sender is being received"))
             return
         self._writer = None
-        if ok:
+        if self._replica.applier.rebuilding:
+            # Two states would be put in the store's place. The leader begins again, if it must.
+            busy = PeerUnreachable("a restore is being carried out")
+            self._submit(writer.abort, lambda error: done(error or busy))
+        elif ok:
             self.loading = True
             self._submit(writer.commit, lambda error: self._committed(writer, error, done))
         else:
@@ -216,10 +226,7 @@ class SnapshotReceiver:
             return
         # Stale reads go on meanwhile, so the old engine is closed only after nobody can reach it.
         old = replica.store.replace(engine)
-        replica.watches.wake(replica.store.applied_index)
-        replica.session_watches.wake()
-        replica.registry_watches.wake()
-        replica.event_watches.wake()
+        replica.wake_watchers()
         replica.worker.submit(old.close, self._closed)
         if replica.store.applied_index != meta.last.index:
             replica.fail(

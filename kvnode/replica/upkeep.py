@@ -12,8 +12,9 @@ from kvnode.ports import LogBase
 from kvnode.raft.types import Index, Role
 from kvnode.replica.expiry import Expiry
 from kvnode.replica.history import HistoryKeeper
-from kvnode.store.commands import ReapGraves
+from kvnode.store.commands import ReapGraves, RestoreDrop
 from kvnode.store.own_commands import ReapOnce
+from kvnode.store.restore import Note
 
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
@@ -64,6 +65,8 @@ class Upkeep:
         self.expiry = Expiry(replica)
         self._grave_ages = _Ages()
         self._once_ages = _Ages()
+        self._staging: tuple[float, Note] | None = None
+        """What is staged for a restore, and since when it is the same."""
 
     def tick(self, now: float) -> None:
         """What cannot wait for a round: history grows with every write, and keys expire."""
@@ -76,10 +79,12 @@ class Upkeep:
         if self._replica.raft.role is Role.LEADER:
             self._reap(now)
             self._reap_once(now)
+            self._drop_staging(now)
             self._replica.sessions.reap()
         else:
             self._grave_ages.clear()
             self._once_ages.clear()
+            self._staging = None
 
     def _compact(self, now: float) -> None:
         """Drop the older half of an outgrown log, after the store has flushed that far (RC-10, RC-39)."""
@@ -88,7 +93,7 @@ class Upkeep:
         count = log.last_index - log.base.index
         if count <= settings.log_entries_max and log.bytes <= settings.log_bytes_max:
             return
-        if self._flushing or replica.receiver.loading:
+        if self._flushing or not replica.may_apply:
             return
         applied = Index(replica.store.applied_index)
         target = min(applied, Index(log.base.index + max(1, count // 2)))
@@ -107,7 +112,7 @@ class Upkeep:
             self._flushing = False
             if isinstance(error, MustStop):
                 replica.fail(error)
-            elif error is None and not replica.receiver.loading:
+            elif error is None and replica.may_apply:
                 self._drop(target)
 
         replica.worker.submit(replica.store.engine.flush, flushed)
@@ -144,3 +149,16 @@ class Upkeep:
             replica.write(ReapOnce(bound), lambda _result, _error: None)
         if 0 < bound < old:
             self._once_ages.again(now - age_s, old)
+
+    def _drop_staging(self, now: float) -> None:
+        """Propose to give up a restore that nobody goes on with: whoever began it is gone."""
+        replica = self._replica
+        note = replica.store.staging()
+        if note is None:
+            self._staging = None
+        elif self._staging is None or self._staging[1] != note:
+            self._staging = (now, note)
+        elif now - self._staging[0] >= replica.settings.restore_idle_s:
+            replica.trace("restore_given_up", {"restore": note.restore_id, "pieces": note.number})
+            self._staging = (now, note)
+            replica.write(RestoreDrop(note.restore_id), lambda _result, _error: None)

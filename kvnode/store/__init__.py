@@ -34,6 +34,8 @@ Invariants
       from its last one misses none and sees none twice. What is trimmed is trimmed by an entry.
     - The digest counts keys, sessions, lock-delays and graves, is kept per write and known for the last
       32,768 indexes, so that nodes compare themselves at a common index (RC-74).
+    - A restore is staged in rows that no read sees, and takes effect at one entry, by a fresh engine in the
+      place of the old one (``restore``). The index of a read is never below that of the last restore.
     - An engine with rows but without the meta record is no store: never "empty" (RC-50).
 
 Not here, on purpose: time (tombstones, sessions and lock-delays end by a command that the leader

@@ -32,6 +32,7 @@ from kvnode.store.records import (
     ONCE_COUNT,
     ONCE_ORDER,
     PARAMETERS,
+    RESTORE,
     REVISIONS,
     SERVICES,
     SESSION_ID_CHARACTERS,
@@ -52,6 +53,7 @@ from kvnode.store.records import (
     ttl_of,
 )
 from kvnode.store.registry_checks import RegistryAudit
+from kvnode.store.restore import DONE_KEY, HEAD_KEY, PIECES, read_note
 from kvnode.store.store import Store, read_meta
 from kvnode.store.tables import history_bytes
 
@@ -95,6 +97,7 @@ class _Audit:
         self._locked: set[tuple[str, bytes]] = set()
         self._delays: dict[bytes, int] = {}
         self._delay_order: dict[bytes, int] = {}
+        self._restore: dict[bytes, bytes] = {}
         self._changes: set[tuple[bytes, int]] = set()
         self._revisions: set[tuple[bytes, int]] = set()
         self._change_bytes = 0
@@ -151,6 +154,8 @@ class _Audit:
             self._once_order[ordered] = index
         elif table in _REGISTRY:
             self._registry.row(raw, record)
+        elif table == RESTORE:
+            self._restore[raw] = record
         else:
             index, ordered = decode_order_key(raw)
             (self._order if table == GRAVE_ORDER else self._delay_order)[ordered] = index
@@ -227,6 +232,13 @@ class _Audit:
         ):
             if expected != found:
                 self.problems.append(f"{found} {name} where {expected} should be")
+        head = read_note(self._restore.get, HEAD_KEY)
+        done = read_note(self._restore.get, DONE_KEY)
+        pieces = sum(raw.startswith(PIECES) for raw in self._restore)
+        if pieces != (head.number if head is not None else 0):
+            self.problems.append(f"{pieces} pieces of a restore are not what is noted: {head}")
+        if done is not None and not 0 < done.number <= meta.kv_index:
+            self.problems.append(f"the last restore was at {done.number}, after the last change")
         if self._order != self._graves:
             self.problems.append("the tombstones' order does not agree with the tombstones")
         if self._delay_order != self._delays:

@@ -161,6 +161,39 @@ class TrimHistory(NamedTuple):
     recording: bool = True
 
 
+class RestorePiece(NamedTuple):
+    """Stage one piece of what is to replace everything; see ``restore``.
+
+    Result: True, also when it is there already; False when another restore began meanwhile. The number 0
+    begins one, and with it every other staging ends.
+    """
+
+    restore_id: str
+    """36 characters."""
+    number: int
+    """0 for the first; without gaps."""
+    data: bytes
+    """A chunk as ``snapshot.encode_rows`` makes it."""
+
+
+class RestoreFinish(NamedTuple):
+    """Put what was staged in the place of everything, at this entry's index.
+
+    Result: True, also when this very restore was the last one; False when another one began meanwhile;
+    None when what was staged is not sound: it is dropped, and nothing else changes.
+    """
+
+    restore_id: str
+    pieces: int
+    """How many there must be."""
+
+
+class RestoreDrop(NamedTuple):
+    """Give a staging up. Result: True, also when there is none."""
+
+    restore_id: str
+
+
 class Verb(IntEnum):
     """What one operation of a transaction does (spec §6). The numbers are on disk."""
 
@@ -280,6 +313,9 @@ Command = (
     | Register
     | Deregister
     | UpdateCheck
+    | RestorePiece
+    | RestoreFinish
+    | RestoreDrop
 )
 
 KINDS: dict[int, type[Command]] = {
@@ -300,6 +336,9 @@ KINDS: dict[int, type[Command]] = {
     21: EventFire,
     25: TrimHistory,
     **OWN_KINDS,
+    70: RestorePiece,
+    71: RestoreFinish,
+    72: RestoreDrop,
 }
 """Number on disk -> command."""
 
@@ -374,6 +413,12 @@ def check_command(command: object) -> None:
             sound = _is_sound_session(command)
         case SessionDestroy(session_id):
             sound = is_session_id(session_id)
+        case RestorePiece(restore_id, number, data):
+            sound = is_session_id(restore_id) and _is_uint64(number) and _is_bytes(data)
+        case RestoreFinish(restore_id, pieces):
+            sound = is_session_id(restore_id) and _is_uint64(pieces)
+        case RestoreDrop(restore_id):
+            sound = is_session_id(restore_id)
         case Txn(ops, read_bytes_max, as_of):
             sound = type(ops) is tuple and all(map(_is_sound_operation, ops))
             sound = sound and _is_uint64(read_bytes_max) and _is_uint64(as_of)

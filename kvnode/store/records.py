@@ -76,6 +76,8 @@ BOUND: Final = b"B"
 """``B`` + node + NUL + check id + NUL + session id -> empty: which sessions a check ends; an empty check
 id stands for the node itself, and each session has that row. Derived from the sessions."""
 
+RESTORE: Final = b"w"
+"""What a restore has staged, and which one was the last: see ``kvnode.store.restore``. Without marks."""
 
 MARKED: Final = frozenset(
     {KV, GRAVES, TREE_GRAVES, SESSIONS, DELAYS, PARAMETERS, EVENTS, ONCE, ONCE_COUNT}
@@ -85,7 +87,7 @@ MARKED: Final = frozenset(
 TABLES: Final = (
     MARKED
     | {GRAVE_ORDER, HELD, DELAY_ORDER, CHANGES, REVISIONS, TTLS, ONCE_ORDER}
-    | {BY_NAME, BY_SERVICE, BOUND}
+    | {BY_NAME, BY_SERVICE, BOUND, RESTORE}
 )
 """Every table that this version writes."""
 

@@ -137,6 +137,14 @@ def _chunk(kind: int, parts: list[bytes]) -> bytes:
     return _HEADER.pack(_MAGIC, kind, len(parts) // 3, crc32(body)) + body
 
 
+def encode_rows(rows: Iterable[Row]) -> bytes:
+    """Put rows into a chunk of their own; ``read_chunk`` takes it apart."""
+    parts: list[bytes] = []
+    for key, value in rows:
+        parts += (_ROW.pack(len(key), len(value)), key, value)
+    return _chunk(_ROWS, parts)
+
+
 def read_chunk(chunk: bytes) -> tuple[bool, list[Row]]:
     """Take a chunk apart; return whether it is the last one, and its rows.
 
@@ -164,13 +172,38 @@ def read_chunk(chunk: bytes) -> tuple[bool, list[Row]]:
     return kind == _END, rows
 
 
-class _Loader:
-    """Checks rows and writes them in small batches."""
+class Batches:
+    """Writes to an engine that nobody reads yet, in small batches."""
 
     def __init__(self, engine: Engine) -> None:
+        """Start with none."""
         self._engine = engine
         self._batch: list[Write] = []
         self._batch_bytes = 0
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write a row, with others later on."""
+        self._batch.append((key, value))
+        self._batch_bytes += len(key) + len(value)
+        if len(self._batch) >= LOAD_ROWS_MAX or self._batch_bytes >= LOAD_BYTES_MAX:
+            self._write()
+
+    def finish(self, meta: Meta) -> None:
+        """Write the meta record, and with it everything that is left."""
+        self._batch.append((META_KEY, encode_meta(meta)))
+        self._write()
+
+    def _write(self) -> None:
+        self._engine.write(self._batch)
+        self._batch = []
+        self._batch_bytes = 0
+
+
+class _Loader:
+    """Checks rows and writes them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._batches = Batches(engine)
         self._last = b""
         self._tables = dict.fromkeys(sorted(TABLES), 0)
         self._digest = 0
@@ -204,10 +237,7 @@ class _Loader:
             if record and mark_of(KV + key[9:], record[MARK_BYTES:]) != record[:MARK_BYTES]:
                 raise CorruptLog(f"the old record of {key[9:49]!r} does not match its mark")
         self._tables[table] += 1
-        self._batch.append((key, value))
-        self._batch_bytes += len(key) + len(value)
-        if len(self._batch) >= LOAD_ROWS_MAX or self._batch_bytes >= LOAD_BYTES_MAX:
-            self._write()
+        self._batches.put(key, value)
 
     def verify(self, total: int, meta: Meta) -> None:
         tables = self._tables
@@ -239,13 +269,18 @@ class _Loader:
             raise CorruptLog("the snapshot's rows do not add up to its digest")
 
     def finish(self, meta: Meta) -> None:
-        self._batch.append((META_KEY, encode_meta(meta)))
-        self._write()
+        self._batches.finish(meta)
 
-    def _write(self) -> None:
-        self._engine.write(self._batch)
-        self._batch = []
-        self._batch_bytes = 0
+
+def check_empty(engine: Engine) -> None:
+    """Make sure that an engine may be filled.
+
+    Raises:
+        InvariantBroken: It holds something.
+    """
+    with closing(engine.scan(b"", None)) as found:
+        if next(found, None) is not None:
+            raise InvariantBroken("a snapshot is loaded into an empty engine only")
 
 
 def load(engine: Engine, chunks: Iterable[bytes]) -> Meta:
@@ -263,9 +298,7 @@ def load(engine: Engine, chunks: Iterable[bytes]) -> Meta:
         DiskFailed: The engine refused.
         InvariantBroken: The engine is not empty.
     """
-    with closing(engine.scan(b"", None)) as found:
-        if next(found, None) is not None:
-            raise InvariantBroken("a snapshot is loaded into an empty engine only")
+    check_empty(engine)
     loader = _Loader(engine)
     meta: Meta | None = None
     for chunk in chunks:

@@ -8,7 +8,7 @@ from struct import error as StructError
 from typing import Any, Final
 
 from kvnode.errors import CorruptLog, InvariantBroken
-from kvnode.store import control, history, kv, locks, once, own, reads, registry, txn
+from kvnode.store import control, history, kv, locks, once, own, reads, registry, restore, txn
 from kvnode.store.commands import (
     Command,
     KvDelete,
@@ -18,6 +18,9 @@ from kvnode.store.commands import (
     KvUnlock,
     ReapGraves,
     ReapLockDelays,
+    RestoreDrop,
+    RestoreFinish,
+    RestorePiece,
     Result,
     SessionCreate,
     SessionDestroy,
@@ -92,6 +95,9 @@ _HANDLERS: Final[dict[type[Command], Callable[[Transaction, int, Any], Result]]]
     Register: registry.register,
     Deregister: registry.deregister,
     UpdateCheck: registry.update_check,
+    RestorePiece: restore.stage,
+    RestoreFinish: restore.finish,
+    RestoreDrop: restore.drop,
 }
 
 KVPairs = list[KVPair]
@@ -110,6 +116,8 @@ class Store:
             ``apply_batch``.
         on_session: Called likewise for each session that began or ended; after ``replace`` once
             with an empty id: any may have.
+        restored_index: Where everything was replaced by an archive's content for the last time; 0:
+            never. The index of a read is not below it, whatever it finds.
         on_event: Called likewise when events were fired; after ``replace`` in any case.
         on_ttl: Called likewise for each key whose time began, or that does not expire any more; after
             ``replace`` once with an empty key: any may have.
@@ -130,8 +138,8 @@ class Store:
         "on_event",
         "on_registry",
         "on_session",
-        "on_session",
         "on_ttl",
+        "restored_index",
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -159,6 +167,8 @@ class Store:
             bind_sessions(engine)
         self._ring_first = self._meta.applied_index
         self._ring[self._ring_first & _RING_MASK] = self._meta.digest
+        done = restore.read_note(engine.get, restore.DONE_KEY)
+        self.restored_index = done.number if done is not None else 0
         self.engine = engine
 
     # --- writing ---------------------------------------------------------------------------
@@ -261,6 +271,16 @@ class Store:
             self.on_check(self._meta.applied_index, None)
         return old
 
+    def is_restore_due(self, command: RestoreFinish) -> bool:
+        """Whether this command is to be carried out by ``restore.rebuild`` and ``replace``, and must
+        not come to ``apply_batch``.
+        """
+        return restore.is_due(self.engine.get, command)
+
+    def staging(self) -> restore.Note | None:
+        """Return which restore is being staged, and how many pieces there are; None: none is."""
+        return restore.read_note(self.engine.get, restore.HEAD_KEY)
+
     # --- positions -------------------------------------------------------------------------
 
     @property
@@ -307,7 +327,12 @@ class Store:
         """Index of a read of everything under ``prefix``; ``pairs`` is what was just read there, if
         it was. See ``reads.prefix_index``.
         """
-        return reads.prefix_index(self.engine, self._meta, prefix, pairs)
+        found = reads.prefix_index(self.engine, self._meta, prefix, pairs)
+        return max(found, self.restored_index)
+
+    def key_index(self, pair: KVPair) -> int:
+        """Index of a read of one key (spec §2.2)."""
+        return max(pair.modify_index, self.restored_index)
 
     # --- reading ---------------------------------------------------------------------------
 
@@ -446,7 +471,7 @@ class Store:
 
     def view(self) -> View:
         """Open a view of this moment, for reads that may be long, see ``view.View``."""
-        return View(self.engine.snapshot(), self._meta)
+        return View(self.engine.snapshot(), self._meta, self.restored_index)
 
     def dump(self) -> Dump:
         """Open a snapshot of this moment and return its chunks, see ``snapshot.Dump``."""

@@ -34,11 +34,12 @@ class View:
         meta: The store's counters and indexes at this moment.
     """
 
-    __slots__ = ("_snapshot", "meta")
+    __slots__ = ("_restored_index", "_snapshot", "meta")
 
-    def __init__(self, snapshot: EngineSnapshot, meta: Meta) -> None:
+    def __init__(self, snapshot: EngineSnapshot, meta: Meta, restored_index: int = 0) -> None:
         """Take over a snapshot of the engine whose counters are ``meta``."""
         self._snapshot = snapshot
+        self._restored_index = restored_index
         self.meta = meta
 
     def walk(self, prefix: bytes, visit: Visitor) -> Iterator[int]:
@@ -51,7 +52,7 @@ class View:
             CorruptLog: A record is not readable.
             InvariantBroken: The view was closed, by its owner or with its engine.
         """
-        highest = 0
+        highest = self._restored_index
         modify_at = KEY_MODIFY.unpack_from
         scan = self._snapshot.scan
         for raw, record in scan(*key_range(KV, prefix)):
@@ -87,6 +88,10 @@ class View:
             visit(raw, record)
             yield self.meta.session_index
         yield self.meta.session_index
+
+    def rows(self, table: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the raw keys and records of one table, in byte order; in any one thread."""
+        return self._snapshot.scan(*key_range(table, b""))
 
     def close(self) -> None:
         """Release the view. Idempotent."""

@@ -22,11 +22,12 @@ from kvnode.replica.facade import (
 from kvnode.replica.lock_delays import LockDelays
 from kvnode.replica.session_timers import SessionTimers
 from kvnode.replica.watches import Watches
-from kvnode.store.commands import Command, KvLock, Result, SessionDestroy, Txn
+from kvnode.store.commands import Command, KvLock, RestoreFinish, Result, SessionDestroy, Txn
 from kvnode.store.control import Autopilot
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.own_commands import KvExpire, KvPut, Once
 from kvnode.store.records import Session
+from kvnode.store.restore import rebuild
 from kvnode.store.store import Store
 
 ME = NodeId("11111111-1111-4111-8111-111111111111")
@@ -174,7 +175,13 @@ class FakeReplica:
             done(None, self.write_error)
             return
         index, self.next_index = self.next_index, self.next_index + 1
-        result = self.store.apply_batch([(index, command)])[0]
+        if isinstance(command, RestoreFinish) and self.store.is_restore_due(command):
+            fresh = MemoryEngine()
+            assert rebuild(self.store.engine.snapshot(), fresh, index, command) == ""
+            self.store.replace(fresh)
+            result = Result(True, index)
+        else:
+            result = self.store.apply_batch([(index, command)])[0]
         self.watches.wake(self.store.applied_index)
         self.session_watches.wake()
         self.registry_watches.wake()

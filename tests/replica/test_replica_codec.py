@@ -22,6 +22,9 @@ from kvnode.store.commands import (
     Problem,
     ReapGraves,
     ReapLockDelays,
+    RestoreDrop,
+    RestoreFinish,
+    RestorePiece,
     Result,
     SessionCreate,
     SessionDestroy,
@@ -91,6 +94,9 @@ COMMANDS: list[Command] = [
     ),
     Deregister("n", "w", keeps_unbound=True),
     UpdateCheck("n", "c", "ttl", "passing", "ç"),
+    RestorePiece(ID, 3, b"kvs1"),
+    RestoreFinish(ID, 4),
+    RestoreDrop(ID),
 ]
 
 
@@ -133,6 +139,9 @@ def test_numbers_on_disk_are_never_used_again() -> None:
         11: "Register",
         12: "Deregister",
         13: "UpdateCheck",
+        70: "RestorePiece",
+        71: "RestoreFinish",
+        72: "RestoreDrop",
     }
     assert [verb.value for verb in Verb] == list(range(14))
 
