@@ -10,6 +10,7 @@ settings that cannot be used (``cli.agent_command``).
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import random
@@ -492,6 +493,12 @@ def _trace(event: str, fields: dict[str, Any]) -> None:
     _LOG.info(event, **fields)
 
 
+def _is_forbidden(error: MustStop) -> bool:
+    """Whether this user may not do what it must; another look at the disk would not help."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def _advice(error: MustStop, config: Config) -> str:
     """Tell the operator what to do about an error that stopped the node."""
     match error:
@@ -499,6 +506,12 @@ def _advice(error: MustStop, config: Config) -> str:
             return (
                 f"make room on the volume of {config.data_dir}, or give it a larger one; then start the "
                 "node again: what it had confirmed is read back and checked"
+            )
+        case DiskFailed() if _is_forbidden(error):
+            return (
+                f"let user {os.geteuid()} and group {os.getegid()} read and write everything in "
+                f"{config.data_dir} (chown -R; in Kubernetes securityContext.fsGroup, on NFS the owner of "
+                "the exported folder), and mount it writable; then start the node again"
             )
         case DiskFailed():
             return (

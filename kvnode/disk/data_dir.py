@@ -13,6 +13,7 @@ set-aside-…/    data of incarnations that were removed or damaged; never read 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Callable
@@ -218,7 +219,7 @@ def _make_usable(path: str) -> None:
             f"the data directory {path} belongs to user {found.st_uid} and group {found.st_gid} with "
             f"mode {found.st_mode & 0o7777:04o}, and this process (user {os.geteuid()}, group "
             f"{os.getegid()}) may not write there, or the volume is read-only. {_WHO_MAY}"
-        )
+        ) from PermissionError(errno.EACCES, "no access")
 
 
 _WHO_MAY = (
