@@ -37,7 +37,7 @@ class Facts(NamedTuple):
 
 def read_block(block: bytes) -> Facts | None:
     """Read header lines, each ended by CRLF. None: leave this request to the full parser."""
-    if b"potency-" in block or b"POTENCY-" in block:
+    if b"potency-" in block:  # spelt otherwise, it is left to the full parser
         return _read_once(block)
     if len(block) <= _REMEMBERED_BLOCK_BYTES_MAX:
         return _read_remembered(block)

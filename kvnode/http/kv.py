@@ -483,16 +483,17 @@ def _written(operation: Write, result: Result) -> Response:
     """Answer a write; an identical one names the index that the key kept (spec §2.1)."""
     index = result.modify_index or result.index
     command = operation.command
-    if isinstance(result.value, Refused):
-        return own_writes.refuse(result.value, command, v1=operation.v1)
-    if result.value is None:
+    value = result.value
+    if operation.v1 and (value is True or value is False):
+        body = b"true" if value else b"false"
+        return Response(200, _WRITE_HEAD % index, body + b"\n" if operation.pretty else body)
+    if isinstance(value, Refused):
+        return own_writes.refuse(value, command, v1=operation.v1)
+    if value is None:
         assert isinstance(command, (KvLock, KvPut)), "nothing else needs a session"
         return _styled(text(500, f"invalid session {quote(command.session)}"), v1=operation.v1)
-    if isinstance(command, (KvAdd, KvCopy)) and result.value is not False:
+    if value is not True and value is not False:
         return _counted(operation, result, index)
-    if operation.v1:
-        body = b"true" if result.value else b"false"
-        return Response(200, _WRITE_HEAD % index, body + b"\n" if operation.pretty else body)
     done, not_done = _words(command)
     head = _OWN_WRITE_HEAD % index
     if not result.value:
