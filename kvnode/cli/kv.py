@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -23,7 +24,7 @@ from kvnode.cli.output import (
     fail,
     say,
 )
-from kvnode.client import KVPair
+from kvnode.client import KvnodeClient, KVPair
 from kvnode.client.client import Consistency
 
 app = typer.Typer(
@@ -92,6 +93,13 @@ def put(
     ] = "",
     flags: Annotated[int, typer.Option("--flags", min=0, help="A number kept beside it.")] = 0,
     cas: Cas = None,
+    ttl: Annotated[
+        float | None, typer.Option("--ttl", min=0, help="Seconds after which the key is deleted.")
+    ] = None,
+    add: Annotated[
+        int | None,
+        typer.Option("--add", help="Add this to the number that is stored, and print the result."),
+    ] = None,
     output: OutputOption = Output.text,
     http_addr: HttpAddr = DEFAULT_ADDR,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
@@ -99,10 +107,16 @@ def put(
     """Store a value. Exit code 1 when --cas did not fit.
 
     Examples: kvnode kv put app/db postgres · kvnode kv put cert @cert.pem · date | kvnode kv put now - ·
-    kvnode kv put --cas 0 app/lock me
+    kvnode kv put --cas 0 app/lock me · kvnode kv put --ttl 60 app/up yes · kvnode kv put --add 1 app/visits
     """
+    if add is not None:
+        if value or flags:
+            fail("--add takes neither a value nor --flags", code=2)
+        number = ask(http_addr, timeout, lambda kv: kv.add(key, add, cas=cas, ttl_s=ttl))
+        _counted(number, f"not changed: {key} has another modify index", output)
+        return
     data = _value(value)
-    written = ask(http_addr, timeout, lambda kv: kv.put(key, data, flags=flags, cas=cas))
+    written = ask(http_addr, timeout, lambda kv: kv.put(key, data, flags=flags, cas=cas, ttl_s=ttl))
     _finish(written, f"stored {key}", f"not stored: {key} has another modify index", output)
 
 
@@ -141,6 +155,16 @@ def list_(
     detailed: Annotated[
         bool, typer.Option("--detailed", help="Print sizes and indexes beside the keys.")
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="At most so many; says on stderr when there are more."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", help="Only what follows this key, in the order asked for."),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="From the last to the first.")] = False,
+    count: Annotated[bool, typer.Option("--count", help="Print only how many there are.")] = False,
     stale: Stale = False,
     output: OutputOption = Output.text,
     http_addr: HttpAddr = DEFAULT_ADDR,
@@ -148,21 +172,29 @@ def list_(
 ) -> None:
     """Print the keys under a prefix, one per line; with --output json the values too.
 
-    Examples: kvnode kv list · kvnode kv list app/ --separator / · kvnode kv list app/ --output json
+    Examples: kvnode kv list · kvnode kv list app/ --separator / · kvnode kv list app/ --output json ·
+    kvnode kv list app/ --limit 100 --after app/key17 · kvnode kv list app/ --count
     """
     mode = _consistency(stale)
+    if count:
+        number = ask(
+            http_addr, timeout, lambda kv: kv.count(prefix, separator=separator, consistency=mode)
+        )
+        _counted(number, "", output)
+        return
+    page = _Paging(limit, after, reverse) if limit or after is not None or reverse else None
     if separator or not (detailed or output is Output.json):
         keys = ask(
             http_addr,
             timeout,
-            lambda kv: kv.keys(prefix, separator=separator, consistency=mode),
+            lambda kv: _keys(kv, prefix, separator, mode, page),
         )
         if output is Output.json:
             emit_json(list(keys))
         else:
             emit(b"".join(key.encode() + b"\n" for key in keys) or b"")
         return
-    pairs = ask(http_addr, timeout, lambda kv: kv.list(prefix, consistency=mode))
+    pairs = ask(http_addr, timeout, lambda kv: _pairs(kv, prefix, mode, page))
     if output is Output.json:
         emit_json([document(pair) for pair in pairs])
     else:
@@ -171,6 +203,125 @@ def list_(
             for p in pairs
         ]
         emit_table(("key", "bytes", "flags", "modify_index", "session"), rows)
+
+
+class _Paging(NamedTuple):
+    """Which part of a list."""
+
+    limit: int | None
+    after: str | None
+    reverse: bool
+
+
+_EVERYTHING = 2**32
+
+
+async def _keys(
+    kv: KvnodeClient, prefix: str, separator: str, mode: Consistency, paging: _Paging | None
+) -> tuple[str, ...]:
+    if paging is None:
+        return await kv.keys(prefix, separator=separator, consistency=mode)
+    limit, after, reverse = paging
+    page = await kv.key_page(
+        prefix,
+        limit=limit or _EVERYTHING,
+        after=after,
+        reverse=reverse,
+        separator=separator,
+        consistency=mode,
+    )
+    _say_more(page.next_after)
+    return page.items
+
+
+async def _pairs(
+    kv: KvnodeClient, prefix: str, mode: Consistency, paging: _Paging | None
+) -> tuple[KVPair, ...]:
+    if paging is None:
+        return await kv.list(prefix, consistency=mode)
+    limit, after, reverse = paging
+    page = await kv.page(
+        prefix, limit=limit or _EVERYTHING, after=after, reverse=reverse, consistency=mode
+    )
+    _say_more(page.next_after)
+    return page.items
+
+
+def _say_more(after: str | None) -> None:
+    if after is not None:
+        say(f"there is more: --after {shlex.quote(after)}")
+
+
+Recurse = Annotated[
+    bool, typer.Option("--recurse", help="Every key that begins with SOURCE, in one step.")
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Also where there are keys already; else nothing is done."),
+]
+
+
+@app.command("cp")
+def copy(
+    source: Annotated[str, typer.Argument(help="The key, or with --recurse the prefix.")],
+    target: Annotated[str, typer.Argument(help="Its new name; with --recurse the new prefix.")],
+    recurse: Recurse = False,
+    overwrite: Overwrite = False,
+    output: OutputOption = Output.text,
+    http_addr: HttpAddr = DEFAULT_ADDR,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Copy a key, or all keys with a prefix: all of them, or none.
+
+    Examples: kvnode kv cp app/db app/db.bak · kvnode kv cp --recurse live/ staging/
+    """
+    count = ask(
+        http_addr,
+        timeout,
+        lambda kv: kv.copy(source, target, recurse=recurse, overwrite=overwrite),
+    )
+    _transferred(count, "copied", output)
+
+
+@app.command("mv")
+def move(
+    source: Annotated[str, typer.Argument(help="The key, or with --recurse the prefix.")],
+    target: Annotated[str, typer.Argument(help="Its new name; with --recurse the new prefix.")],
+    recurse: Recurse = False,
+    overwrite: Overwrite = False,
+    output: OutputOption = Output.text,
+    http_addr: HttpAddr = DEFAULT_ADDR,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Move a key, or all keys with a prefix: all of them, or none. Locked keys are not moved.
+
+    Examples: kvnode kv mv app/db app/database · kvnode kv mv --recurse live/ old/
+    """
+    count = ask(
+        http_addr,
+        timeout,
+        lambda kv: kv.move(source, target, recurse=recurse, overwrite=overwrite),
+    )
+    _transferred(count, "moved", output)
+
+
+def _transferred(count: int, word: str, output: Output) -> None:
+    if output is Output.json:
+        emit_json({"success": True, "keys": count})
+    else:
+        say(f"{word} {count} key{'' if count == 1 else 's'}")
+
+
+def _counted(number: int | None, refused: str, output: Output) -> None:
+    """Print a number; None: it was not changed."""
+    if output is Output.json:
+        emit_json({"success": number is not None, "value": number})
+    elif number is not None:
+        emit(b"%d\n" % number)
+    else:
+        say(f"kvnode: {refused}")
+    if number is None:
+        raise typer.Exit(1)
 
 
 def document(pair: KVPair) -> dict[str, Any]:

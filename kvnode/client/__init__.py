@@ -10,9 +10,12 @@ whether it may have been executed all the same.
 
 Invariants:
 
-- A write is sent again only when it was certainly not executed (``took_effect == "no"``): the connection
-  was never made, or the server says that there is no leader. Anything else is raised as *unknown*
-  (RC-58): sending a compare-and-set twice would turn its success into a failure.
+- A write of keys carries an ``Idempotency-Key``, and kvnode executes it once: so it is sent again until
+  ``timeout_s`` has passed, whatever became of the tries before, unless ``idempotent`` is off. Whether the
+  other side is a kvnode is found out first.
+- Any other write is sent again only when it was certainly not executed (``took_effect == "no"``): the
+  connection was never made, or the server says that there is no leader. Anything else is raised as
+  *unknown* (RC-58): sending a compare-and-set twice would turn its success into a failure.
 - A read is sent again, to the next of the given addresses, until ``timeout_s`` has passed.
 - Every wait has an end: ``timeout_s``, plus the time that a blocking query asks the server to wait.
 - Errors are those of ``kvnode.errors``; none of ``aiohttp``'s leaves this package.
@@ -28,7 +31,7 @@ inside; it imports ``kvnode.errors`` only.
 
 from kvnode.client.client import KvnodeClient
 from kvnode.client.feed import ChangeFeed
-from kvnode.client.results import Answer, Change, History, KVPair, Member, RaftPeer, Revision
+from kvnode.client.results import Answer, Change, History, KVPair, Member, Page, RaftPeer, Revision
 from kvnode.client.tls import ClientTls
 
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
     "KVPair",
     "KvnodeClient",
     "Member",
+    "Page",
     "RaftPeer",
     "Revision",
 ]

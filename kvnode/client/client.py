@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import aiohttp
 from yarl import URL
@@ -15,9 +16,9 @@ from yarl import URL
 from kvnode.client import results
 from kvnode.client.failures import from_answer, from_exception
 from kvnode.client.feed import ChangeFeed
-from kvnode.client.results import Answer, History, KVPair, Member, RaftPeer
+from kvnode.client.results import Answer, History, KVPair, Member, Page, RaftPeer
 from kvnode.client.tls import ClientTls
-from kvnode.errors import BadRequest, NotNow, PeerUnreachable
+from kvnode.errors import BadRequest, KvnodeError, NotNow, PeerUnreachable
 
 Consistency = Literal["default", "consistent", "stale"]
 
@@ -42,6 +43,9 @@ class KvnodeClient:
         patient: Whether to go on until ``timeout_s`` while no address can be connected to; else one round
             over the addresses is all.
         tls: How to prove servers at ``https://`` addresses, and oneself; None: by the system's CAs.
+        idempotent: Send writes of keys with an ``Idempotency-Key``, and so try again also when the outcome of
+            a try is unknown: kvnode executes them once. A server that is no kvnode is found out before, and
+            not asked again.
 
     Every method raises, besides what it names: ``BadRequest`` (the caller's fault, nothing happened),
     ``NotNow`` and its kin (look at ``took_effect``), ``RemoteProtocolError`` (not a kvnode at all).
@@ -55,6 +59,7 @@ class KvnodeClient:
         connect_timeout_s: float = 3.0,
         patient: bool = True,
         tls: ClientTls | None = None,
+        idempotent: bool = True,
     ) -> None:
         """Keep the addresses; nothing is connected yet.
 
@@ -72,6 +77,9 @@ class KvnodeClient:
         # Read once: a client that lives longer than its certificate is made anew.
         self._ssl = tls.context() if secure and tls is not None else True
         self._server_name = (tls.server_name if tls is not None else "") or None
+        self._idempotent = idempotent
+        self._is_kvnode: bool | None = None
+        """Whether the servers know idempotency keys; None: nobody has answered yet."""
         self._preferred = 0
         self._session: aiohttp.ClientSession | None = None
 
@@ -226,8 +234,58 @@ class KvnodeClient:
             connect_timeout_s=self._connect_timeout_s,
         )
 
+    async def page(
+        self,
+        prefix: str = "",
+        *,
+        limit: int,
+        after: str | None = None,
+        reverse: bool = False,
+        consistency: Consistency = "default",
+    ) -> Page[KVPair]:
+        """Return at most ``limit`` pairs behind the key ``after``, in byte order or backwards.
+
+        Each page is of the moment at which it was read. Only kvnode has pages.
+        """
+        query = [("recurse", ""), *_consistency(consistency), *_paging(limit, after, reverse)]
+        reply = await self._ask("GET", _kv(prefix), query, safe=True)
+        return Page(items=results.parse_pairs(reply.body), next_after=_next_after(reply))
+
+    async def key_page(
+        self,
+        prefix: str = "",
+        *,
+        limit: int,
+        after: str | None = None,
+        reverse: bool = False,
+        separator: str = "",
+        consistency: Consistency = "default",
+    ) -> Page[str]:
+        """Return at most ``limit`` keys as ``keys`` does, behind ``after``."""
+        query = [("keys", ""), *_consistency(consistency), *_paging(limit, after, reverse)]
+        if separator:
+            query.append(("separator", separator))
+        reply = await self._ask("GET", _kv(prefix), query, safe=True)
+        return Page(items=results.parse_keys(reply.body), next_after=_next_after(reply))
+
+    async def count(
+        self, prefix: str = "", *, separator: str = "", consistency: Consistency = "default"
+    ) -> int:
+        """Return how many keys begin with ``prefix``; with ``separator``, how many cut ones."""
+        query = [("keys", ""), ("count", ""), *_consistency(consistency)]
+        if separator:
+            query.append(("separator", separator))
+        reply = await self._ask("GET", _kv(prefix), query, safe=True)
+        return results.parse_number(reply.body)
+
     async def put(
-        self, key: str, value: bytes | str, *, flags: int = 0, cas: int | None = None
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        flags: int = 0,
+        cas: int | None = None,
+        ttl_s: float | None = None,
     ) -> bool:
         """Store a value.
 
@@ -236,16 +294,65 @@ class KvnodeClient:
             value: Bytes, or text that is stored as UTF-8.
             flags: Any number below 2^64; a write without flags clears them.
             cas: Write only if the pair's ``modify_index`` is this; 0: only if there is no such key.
+            ttl_s: For how many seconds the key lives; None: until it is deleted. Only kvnode has this.
 
         Returns:
             False when ``cas`` did not fit; nothing was written then.
         """
         query = [("flags", str(flags))] if flags else []
-        if cas is not None:
-            query.append(("cas", str(cas)))
+        query += _cas(cas) + _ttl(ttl_s)
         body = value.encode() if isinstance(value, str) else value
-        reply = await self._ask("PUT", _kv(_named(key)), query, body=body)
+        reply = await self._ask("PUT", _kv(_named(key)), query, body=body, once=True)
         return results.parse_truth(reply.body)
+
+    async def add(
+        self, key: str, delta: int = 1, *, cas: int | None = None, ttl_s: float | None = None
+    ) -> int | None:
+        """Add to the decimal number that a key holds; a missing key counts as 0. Only kvnode has this.
+
+        Args:
+            key: Not empty, no leading slash.
+            delta: From -2^63 to 2^63-1, and so must the result be.
+            cas: As of ``put``.
+            ttl_s: For how many seconds the key lives from now on; None: its time goes on as it was.
+
+        Returns:
+            The new number; None when ``cas`` did not fit.
+
+        Raises:
+            BadRequest: The value is no number, or the result is out of range; nothing was changed.
+        """
+        query = [("add", str(delta)), *_cas(cas), *_ttl(ttl_s)]
+        reply = await self._ask("PUT", _kv(_named(key)), query, once=True)
+        return None if reply.body.strip() == b"false" else results.parse_number(reply.body)
+
+    async def copy(
+        self, source: str, target: str, *, recurse: bool = False, overwrite: bool = False
+    ) -> int:
+        """Copy a key, or all that begin with ``source``, in one step. Only kvnode has this.
+
+        Returns:
+            How many keys were copied.
+
+        Raises:
+            BadRequest: There is no such source, a target exists and ``overwrite`` is not given, or it is too
+                much for one step; nothing was changed.
+        """
+        return await self._transfer("copy", source, target, recurse, overwrite)
+
+    async def move(
+        self, source: str, target: str, *, recurse: bool = False, overwrite: bool = False
+    ) -> int:
+        """As ``copy``, and delete the source in the same step. Locked keys are not moved."""
+        return await self._transfer("move", source, target, recurse, overwrite)
+
+    async def _transfer(
+        self, verb: str, source: str, target: str, recurse: bool, overwrite: bool
+    ) -> int:
+        query = [(verb, source)]
+        query += [(name, "") for name, on in (("recurse", recurse), ("overwrite", overwrite)) if on]
+        reply = await self._ask("PUT", _kv(target), query, once=True)
+        return _number(reply.headers.get("X-Kvnode-Count"))
 
     async def delete(self, key: str, *, cas: int | None = None) -> bool:
         """Delete a key; True also when there was none.
@@ -253,13 +360,12 @@ class KvnodeClient:
         Returns:
             False when ``cas`` did not fit; nothing was deleted then.
         """
-        query = [] if cas is None else [("cas", str(cas))]
-        reply = await self._ask("DELETE", _kv(_named(key)), query)
+        reply = await self._ask("DELETE", _kv(_named(key)), _cas(cas), once=True)
         return results.parse_truth(reply.body)
 
     async def delete_tree(self, prefix: str) -> bool:
         """Delete every key that begins with ``prefix``; the empty prefix deletes everything."""
-        reply = await self._ask("DELETE", _kv(prefix), [("recurse", "")])
+        reply = await self._ask("DELETE", _kv(prefix), [("recurse", "")], once=True)
         return results.parse_truth(reply.body)
 
     # -- the cluster --------------------------------------------------------------------------------
@@ -306,8 +412,10 @@ class KvnodeClient:
         *,
         body: bytes | None = None,
         safe: bool = False,
+        once: bool = False,
         wait_s: float = 0,
         missing_is_an_answer: bool = False,
+        deadline: float | None = None,
     ) -> _Reply:
         """Ask until there is an answer, trying again only what may be tried again.
 
@@ -317,18 +425,24 @@ class KvnodeClient:
             query: Parameters in order.
             body: Body of a write.
             safe: Nothing changes by asking, so every failure may be tried again.
+            once: The route takes an ``Idempotency-Key``, so a kvnode may be asked again after any failure.
             wait_s: How long the server was asked to hold the request.
             missing_is_an_answer: 404 means "no such key" here.
+            deadline: Loop time at which to give up; None: as the client was told.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s + wait_s
+        if deadline is None:
+            deadline = loop.time() + self._timeout_s + wait_s
+        once = once and self._idempotent
+        headers = {"Idempotency-Key": uuid.uuid4().hex} if once else {}
         pause_s = _PAUSE_S
         unreachable = 0
+        doubtful = False
         while True:
             base = self._bases[self._preferred]
             url = base.with_path(path, encoded=True).with_query(list(query))
             try:
-                reply = await self._once(method, url, body, deadline - loop.time())
+                reply = await self._once(method, url, body, headers, deadline - loop.time())
                 if reply.status < 300 or (reply.status == 404 and missing_is_an_answer):
                     return reply
                 raise from_answer(reply.status, reply.body)
@@ -337,24 +451,47 @@ class KvnodeClient:
                 if not self._patient and unreachable >= len(self._bases):
                     raise
                 pause_s = min(_PAUSE_MAX_S, pause_s * 2) * random.uniform(0.5, 1.0)
-                again = safe or error.took_effect == "no"
+                doubtful = doubtful or error.took_effect == "unknown"
+                if doubtful:
+                    error.took_effect = "unknown"  # whatever became of this last try
+                again = safe or not doubtful or (once and self._is_kvnode is not False)
                 if not again or loop.time() + pause_s >= deadline:
+                    raise
+                if doubtful and not safe and not await self._knows_keys(deadline):
                     raise
             self._preferred = (self._preferred + 1) % len(self._bases)
             await asyncio.sleep(pause_s)
 
-    async def _once(self, method: str, url: URL, body: bytes | None, timeout_s: float) -> _Reply:
+    async def _knows_keys(self, deadline: float) -> bool:
+        """Whether the servers execute a write with an ``Idempotency-Key`` once, as kvnodes do."""
+        if self._is_kvnode is None:
+            try:
+                await self._ask("GET", "/v1/status/leader", safe=True, deadline=deadline)
+            except KvnodeError:
+                return False
+        return self._is_kvnode is True
+
+    async def _once(
+        self,
+        method: str,
+        url: URL,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeout_s: float,
+    ) -> _Reply:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._connect_timeout_s)
         try:
             async with self._open().request(
                 method,
                 url,
                 data=body,
+                headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
                 ssl=self._ssl,
                 server_hostname=self._server_name if url.scheme == "https" else None,
             ) as response:
+                self._is_kvnode = "X-Kvnode-Node" in response.headers
                 return _Reply(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:
             raise from_exception(error, str(url.origin())) from error
@@ -399,6 +536,26 @@ def _named(key: str) -> str:
 
 def _consistency(consistency: Consistency) -> list[tuple[str, str]]:
     return [] if consistency == "default" else [(consistency, "")]
+
+
+def _cas(cas: int | None) -> list[tuple[str, str]]:
+    return [] if cas is None else [("cas", str(cas))]
+
+
+def _ttl(ttl_s: float | None) -> list[tuple[str, str]]:
+    return [] if ttl_s is None else [("ttl", f"{round(ttl_s * 1000)}ms")]
+
+
+def _paging(limit: int, after: str | None, reverse: bool) -> list[tuple[str, str]]:
+    query = [("limit", str(limit))]
+    if after is not None:
+        query.append(("after", after))
+    return [*query, ("reverse", "")] if reverse else query
+
+
+def _next_after(reply: _Reply) -> str | None:
+    shown = reply.headers.get("X-Kvnode-Next-After")
+    return None if shown is None else unquote(shown, errors="surrogateescape")
 
 
 def _waiting(index: int | None, wait_s: float) -> list[tuple[str, str]]:

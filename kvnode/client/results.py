@@ -46,6 +46,15 @@ class Answer(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """A part of a list."""
+
+    items: tuple[T, ...]
+    next_after: str | None
+    """Give it as ``after`` for the next page; None: this was the last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """A node of the cluster as ``/v1/agent/members`` shows it."""
 
@@ -206,6 +215,18 @@ def parse_truth(body: bytes) -> bool:
             return False
         case other:
             raise RemoteProtocolError(f"neither true nor false: {other[:200]!r}")
+
+
+def parse_number(body: bytes) -> int:
+    """Parse one whole number.
+
+    Raises:
+        RemoteProtocolError: It is none.
+    """
+    try:
+        return int(body)
+    except ValueError as error:
+        raise RemoteProtocolError(f"not a number: {body[:200]!r}") from error
 
 
 def parse_text(body: bytes) -> str:

@@ -33,7 +33,7 @@ from kvnode.http.paths import resolve
 from kvnode.http.query import Options, parse_options
 from kvnode.http.session_ids import canonical
 from kvnode.store.commands import KvDelete, KvDeleteTree, KvLock, KvSet, KvUnlock
-from kvnode.store.own_commands import KvAdd, KvCopy, KvPut, Mode, Refused
+from kvnode.store.own_commands import KvCopy, KvPut, Mode, Refused
 
 if TYPE_CHECKING:
     from kvnode.http.blocking import Blocking, Parked

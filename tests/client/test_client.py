@@ -82,7 +82,8 @@ def refused_address() -> str:
 
 
 def client(*addresses: str, timeout_s: float = 5.0) -> KvnodeClient:
-    return KvnodeClient(addresses, timeout_s=timeout_s)
+    """A client that never sends twice what may have been executed; ``test_idempotent`` has the other."""
+    return KvnodeClient(addresses, timeout_s=timeout_s, idempotent=False)
 
 
 async def test_get_returns_the_pair_as_it_is_stored() -> None:
