@@ -88,10 +88,12 @@ class Bench:
         """By index: what the oracle answered."""
         self._answers: list[tuple[int, Value, str]] = []
         """Given to clients, and not compared yet."""
-        self._unanswered: dict[int, tuple[SimNode, int, str]] = {}
+        self._unanswered: dict[int, tuple[SimNode, int, str, Done[Any]]] = {}
         self._numbers = 0
         self._last_number: int | None = None
         self._failure: Exception | None = None
+        self.is_due = False
+        """``after_event`` has something to do."""
         invariants.on_committed = self._committed
 
     # -- what is known ------------------------------------------------------------------------
@@ -133,6 +135,7 @@ class Bench:
 
         Every answer to a write is what the log says.
         """
+        self.is_due = False
         if self._failure is not None:
             raise self._failure
         for index, value, text in self._answers:
@@ -180,11 +183,19 @@ class Bench:
                 answered(value, error)
             except Exception as failure:  # noqa: BLE001  # raised again outside of the node's code
                 self._failure = self._failure or failure
+                self.is_due = True
             if not self.winding_down:
-                self.world.after(client.think_s * client.rng.uniform(0.5, 1.5), client.again)
+                self.world.after(self._pause(client), client.again)
 
         self.world.after(0.0005, self._arrive, node, text, send, finish, clock=node.clock)
         self.world.after(timeout_s, finish, None, GaveUp("the client waits no longer"))
+
+    def _pause(self, client: Client) -> float:
+        """How long a client thinks; longer when all of them are ahead of the seed's measure of work."""
+        pause = client.think_s * client.rng.uniform(0.5, 1.5)
+        if self.asked > self.swarm.operations * self.now / self.swarm.seconds:
+            pause += client.rng.uniform(0.0, 1.0)
+        return pause
 
     def _arrive(
         self, node: SimNode, text: str, send: Callable[[Replica, Done[T]], None], finish: Done[T]
@@ -193,7 +204,7 @@ class Bench:
             return
         self._numbers += 1
         number = self._numbers
-        self._unanswered[number] = (node, node.life, text)
+        self._unanswered[number] = (node, node.life, text, finish)
 
         def done(value: T | None, error: KvnodeError | None) -> None:
             if self._unanswered.pop(number, None) is None:
@@ -201,6 +212,12 @@ class Bench:
             finish(value, error)
 
         send(node.replica, done)
+
+    def process_ended(self, node: SimNode) -> None:
+        """A process was killed: its clients' connections are reset."""
+        for at, life, _, finish in self._unanswered.values():
+            if at is node and life == node.life:
+                self.world.after(0.01, finish, None, GaveUp("the connection was reset"))
 
     def write(
         self,
@@ -216,6 +233,7 @@ class Bench:
         def checked(result: Result | None, error: KvnodeError | None) -> None:
             if result is not None and not _was_refused_outside(command, result.value):
                 self._answers.append((result.index, result.value, text))
+                self.is_due = True
             answered(result, error)
 
         def send(replica: Replica, done: Done[Result]) -> None:
@@ -253,7 +271,7 @@ class Bench:
         }
         return [
             f"{node.name}: {text}"
-            for number, (node, _, text) in self._unanswered.items()
+            for number, (node, _, text, _) in self._unanswered.items()
             if number <= self._last_number
         ]
 

@@ -117,7 +117,10 @@ class Invariants:
 
     def disk(self, node: NodeId) -> DurableLog:
         """The known content of a node's disk."""
-        return self.disks.setdefault(node, DurableLog())
+        found = self.disks.get(node)
+        if found is None:
+            found = self.disks[node] = DurableLog()
+        return found
 
     def disk_hard_state(self, node: NodeId, state: HardState) -> None:
         """A hard state is durable now."""

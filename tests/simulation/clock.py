@@ -22,18 +22,16 @@ def derive(seed: int, purpose: str) -> random.Random:
 class Event:
     """A pending call; also the ``Timer`` that is handed out."""
 
-    __slots__ = ("args", "callback", "clock", "number", "when")
+    __slots__ = ("args", "callback", "clock", "when")
 
     def __init__(
         self,
         when: float,
-        number: int,
         clock: NodeClock | None,
         callback: Callable[..., object],
         args: tuple[Any, ...],
     ) -> None:
         self.when = when
-        self.number = number
         self.clock = clock
         self.callback: Callable[..., object] | None = callback
         self.args = args
@@ -43,9 +41,6 @@ class Event:
         self.callback = None
         self.args = ()
 
-    def __lt__(self, other: Event) -> bool:
-        return (self.when, self.number) < (other.when, other.number)
-
 
 class World:
     """True time and everything that is going to happen."""
@@ -54,7 +49,7 @@ class World:
         self.now = 0.0
         self.events = 0
         """Events run so far."""
-        self._heap: list[Event] = []
+        self._heap: list[tuple[float, int, Event]] = []
         self._numbers = 0
         self.after_event: Callable[[NodeClock | None], None] | None = None
         """Called after every event, with the clock of the process that it ran in."""
@@ -68,8 +63,10 @@ class World:
     ) -> Event:
         """Call at a true time (now, when that has passed)."""
         self._numbers += 1
-        event = Event(max(when, self.now), self._numbers, clock, callback, args)
-        heapq.heappush(self._heap, event)
+        if when < self.now:
+            when = self.now
+        event = Event(when, clock, callback, args)
+        heapq.heappush(self._heap, (when, self._numbers, event))
         return event
 
     def after(
@@ -85,18 +82,17 @@ class World:
     def step(self) -> bool:
         """Run the next event. Returns False when there is none."""
         while self._heap:
-            event = heapq.heappop(self._heap)
+            when, _, event = heapq.heappop(self._heap)
             callback, clock = event.callback, event.clock
             if callback is None or (clock is not None and clock.dead):
                 continue
-            self.now = event.when
+            self.now = when
             if clock is not None and clock.paused:
                 clock.deferred.append(event)
                 continue
             self.events += 1
-            args = event.args
-            event.cancel()
-            callback(*args)
+            event.callback = None
+            callback(*event.args)
             if self.after_event is not None:
                 self.after_event(clock)
             return True
@@ -109,7 +105,7 @@ class World:
             RuntimeError: More than ``events_max`` events: something spins without time passing.
         """
         stop = self.events + events_max
-        while self._heap and self._heap[0].when <= when:
+        while self._heap and self._heap[0][0] <= when:
             self.step()
             if self.events > stop:
                 raise RuntimeError(f"more than {events_max} events before {when}: a busy loop")
@@ -126,6 +122,8 @@ class NodeClock:
         self.dead = False
         self.paused = False
         self.deferred: list[Event] = []
+        self.after_event: Callable[[], None] | None = None
+        """Looks at this life after each of its events."""
         self._start = start
         self._born = world.now
 

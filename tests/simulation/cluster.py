@@ -84,13 +84,13 @@ class Simulation:
             new_node_id=self._new_node_id,
             exited=self._exited,
             note=self.note,
+            ended=self.bench.process_ended,
             started=self._each("started"),
             applied=self._each("applied"),
             event=self._each("event"),
         )
         self.nodes = [SimNode(self.around, ordinal) for ordinal in range(self.swarm.machines)]
         self.bench.nodes = self.nodes
-        self._by_clock: dict[NodeClock, SimNode] = {}
 
     # -- the surroundings ---------------------------------------------------------------------
 
@@ -153,12 +153,10 @@ class Simulation:
         node.clock.call_later(rng.uniform(0.001, 0.05), done, None if error else known, error)
 
     def _after_event(self, clock: NodeClock | None) -> None:
-        if clock is not None:
-            for node in self.nodes:
-                if node.clock is clock:
-                    node.check()
-                    break
-        self.bench.after_event()
+        if clock is not None and clock.after_event is not None:
+            clock.after_event()
+        if self.bench.is_due:
+            self.bench.after_event()
 
     # -- the run ------------------------------------------------------------------------------
 

@@ -201,7 +201,7 @@ class Nemesis:
 
     def _fault_stop(self) -> None:
         """SIGTERM, and a start afterwards."""
-        up = self.sim.up()
+        up = [n for n in self.sim.up() if n.replica is not None and n.replica.state != "stopping"]
         if not up:
             return
         node = self.rng.choice(up)

@@ -97,6 +97,8 @@ class Surroundings:
     """A process ended by itself."""
     note: Callable[[str], None]
     """Counts what happened."""
+    ended: Callable[[SimNode], None]
+    """A process was killed, and its machine lives on: its clients notice."""
     started: Callable[[SimNode], None]
     applied: Callable[[SimNode], None]
     event: Callable[[SimNode, str, dict[str, Any]], None]
@@ -137,6 +139,8 @@ class SimNode:
         """Removed by an operator, and not to be started again."""
         self.applied = 0
         """Highest index whose digest was checked in this life."""
+        self._observed: tuple[Any, ...] | None = None
+        """What the invariants saw last of this life's core: they look again when it has changed."""
         self.blank()
 
     # -- the volume ---------------------------------------------------------------------------
@@ -180,8 +184,10 @@ class SimNode:
         self.life += 1
         self.fatal = None
         self.applied = 0
+        self._observed = None
         clock = NodeClock(around.world, self.name, self.rate, start=self.rng.uniform(0, 1e6))
         self.clock = clock
+        clock.after_event = self.check
         if self.rng.random() < 0.05:
             self.disk.crash_after = self.rng.randrange(40)
         try:
@@ -325,7 +331,9 @@ class SimNode:
             self.transport.stop()
         self.replica = self.journal = self.worker = None
         self.disk.crash(lost=power_lost)
-        if power_lost:
+        if not power_lost:
+            self.around.ended(self)
+        else:
             self.engines.crash(self.rng.randint(0, self.engines.unsynced_batches()))
 
     def check(self) -> None:
@@ -334,7 +342,12 @@ class SimNode:
         if replica is None:
             return
         invariants = self.around.invariants
-        invariants.observe(replica.raft.id, replica.raft)
+        raft = replica.raft
+        log = raft.log
+        now = (raft.term, raft.role, log.commit_index, log.applied_index)
+        if now != self._observed:
+            invariants.observe(raft.id, raft)
+            self._observed = now
         applied = replica.store.applied_index
         if applied != self.applied:
             if applied < self.applied:

@@ -27,6 +27,8 @@ class Swarm:
     clients: int
     keys: int
     think_s: float
+    operations: int
+    """Of all clients in the first phase, roughly and at most: they come in bursts."""
     pace_s: float
     """Mean time between two faults."""
     faults: dict[str, float]
@@ -84,7 +86,7 @@ def draw(seed: int) -> Swarm:
     chosen = [fault for fault in FAULTS if rng.random() < 0.45]
     more = derive(seed, "swarm/more")
     extra = {fault: more.choice((0.5, 1.0, 2.0)) for fault in MORE_FAULTS if more.random() < 0.3}
-    tick_s = rng.choice((0.01, 0.02, 0.05))
+    tick_s = rng.choice((0.01, 0.02, 0.05, 0.05))
     return Swarm(
         size=size,
         machines=size + rng.choice((0, 0, 1, 2)),
@@ -110,7 +112,8 @@ def draw(seed: int) -> Swarm:
         faults={fault: rng.choice((1.0, 2.0, 5.0)) for fault in chosen} | extra,
         clock_spread=rng.choice((0.0, 0.0, 0.1, 0.5)),
         dns=rng.choice((0.0, 0.0, 0.2, 0.6)),
-        seconds=rng.choice((8.0, 15.0, 25.0)),
+        seconds=rng.choice((10.0, 20.0, 40.0, 60.0)),
         heal_all=rng.random() < 0.7,
+        operations=more.choice((200, 600, 2000)),
         workloads={kind.name: weight for kind in CATALOG if (weight := kind.draw(seed))},
     )

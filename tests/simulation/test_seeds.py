@@ -1,9 +1,9 @@
-"""Whole clusters under faults: a fixed list of seeds, the regressions, and fresh ones.
+"""Whole clusters under faults: the regressions, and seeds that this very source has never run before.
 
-``KVNODE_SIM_SEEDS`` (default 800) says how many seeds, ``KVNODE_SIM_BASE`` where they begin. By default all
-but the last 50 begin at a fixed place, so that a change is judged by what it does to known runs; the
-others are drawn anew. ``make soak`` runs nothing but new ones. A failure prints the seed and the command
-that repeats it byte for byte.
+Where the seeds begin is derived from the source (``soak.source_base``), so each change meets new ones, and
+the same commit gives the same result everywhere. ``KVNODE_SIM_SEEDS`` (default 1200) says how many,
+``KVNODE_SIM_BASE`` where they begin instead. ``make soak`` draws its own. A failure prints the seed and the
+command that repeats it byte for byte.
 """
 
 from __future__ import annotations
@@ -11,32 +11,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.simulation.cluster import run_seed
 from tests.simulation.regressions import CASES, REGRESSIONS, Case, run_case
-from tests.simulation.soak import Coverage, run_many
+from tests.simulation.soak import ROOT, Coverage, run_many, source_base
 
-ROOT = Path(__file__).parents[2]
-BATCHES = 20
-COUNT = int(os.environ.get("KVNODE_SIM_SEEDS", "800"))
-FIXED_BASE = 1_000
-FRESH = 50
-
-
-def _batch(number: int, run: str) -> list[int]:
-    """The seeds of one batch; ``run`` is the same in every worker process of a test run."""
-    chosen = os.environ.get("KVNODE_SIM_BASE")
-    if chosen is not None:
-        return [int(chosen) + i for i in range(COUNT)][number::BATCHES]
-    fresh = zlib.crc32(run.encode()) * 1_000
-    known = max(0, COUNT - FRESH)
-    seeds = [FIXED_BASE + i for i in range(known)] + [fresh + i for i in range(COUNT - known)]
-    return seeds[number::BATCHES]
+COUNT = int(os.environ.get("KVNODE_SIM_SEEDS", "1200"))
+HOURS_MIN = 12.0
+"""Simulated cluster-hours that the default number of seeds must amount to."""
 
 
 @pytest.mark.parametrize("seed", [11, 156, 1, 2])
@@ -60,20 +45,27 @@ def test_cases_with_a_mix_of_their_own_stay_fixed(case: Case) -> None:
 
 
 @pytest.mark.simulation
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", range(BATCHES))
+@pytest.mark.timeout(1800)
 def test_clusters_keep_their_promises(
-    number: int, testrun_uid: str, record_property: Callable[[str, object], None]
+    record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """RC section 11: safety under faults, then liveness, then a linearizable history."""
-    seeds = _batch(number, testrun_uid)
-    print(f"seeds {seeds}")
+    first = int(os.environ.get("KVNODE_SIM_BASE", "0")) or source_base()
     coverage = Coverage()
-    for report in run_many(seeds):
-        assert not report.failure, f"seed {report.seed}: {report.failure}"
+    reports = run_many(range(first, first + COUNT))
+    for report in reports:
         coverage.add(report)
+        if coverage.has_enough():
+            break
+    reports.close()
     record_property("coverage", coverage.as_json())
-    print(coverage.as_json())
+    with capsys.disabled():
+        print(f"\nsimulation: seeds from {first} on: {coverage.summary()}")
+    failures = [f"seed {report.seed}: {report.failure}" for report in coverage.failures]
+    assert not failures, "\n\n".join(failures)
+    if COUNT >= 1000:
+        assert coverage.simulated_s >= HOURS_MIN * 3600
+        assert len([kind for kind in coverage.counts if kind.startswith("fault ")]) >= 24
 
 
 def _trace_hash(seed: int, hash_seed: str) -> str:

@@ -3,8 +3,8 @@
 The room's own code runs (``http.kv``, ``http.blocking``, ``http.lists``) on the process's clock. A watcher
 asks again with the index that it was given, here or at another node. The index is never 0; it falls only
 for a list whose tombstones were reaped (spec §2.3), and then the client begins anew, as Consul's do; an
-answer shows nothing newer than its index, and nothing changes without it; after the faults have ended
-every watcher gets to see the last state.
+answer shows nothing newer than its index, and nothing changes without it. After the faults have ended every
+watcher gets to see the last state, and a few last changes must wake everybody whom they concern.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from kvnode.http.lists import Lists
 from kvnode.http.messages import Response, header_pairs
 from kvnode.ports import Done
 from kvnode.replica.replica import Replica
-from kvnode.store.commands import Command, ReapGraves, Value
+from kvnode.store.commands import (
+    Command,
+    KvDelete,
+    KvDeleteTree,
+    KvSet,
+    ReapGraves,
+    Result,
+    Value,
+)
 from kvnode.store.store import Store
 from tests.simulation.bench import Bench, Client, GaveUp
 from tests.simulation.checkers import Violation
@@ -33,7 +41,19 @@ from tests.simulation.workloads.base import Workload
 
 SETTINGS = HttpSettings(node_name="sim", list_turn_s=1e9)
 """A list is built in one turn: real time must not decide anything here."""
-_PATHS = (b"/v1/kv/k/0", b"/v1/kv/k/?recurse", b"/v1/kv/?recurse", b"/v1/kv/l/?recurse")
+_PATHS = (
+    b"/v1/kv/k/0",
+    b"/v1/kv/k/?recurse",
+    b"/v1/kv/?recurse",
+    b"/v1/kv/l/?recurse",
+    b"/v1/kv/w/a",
+    b"/v1/kv/w/?recurse",
+)
+_CHANGES = ("set a", "delete a", "set b", "delete tree")
+"""Of what nobody else changes; in this order each changes something."""
+WAKE_S = 1.5
+"""Within so much true time of a change's commit, in a cluster without faults, its watchers know: less than
+most waits."""
 
 State = dict[str, tuple[str, int]]
 """Key -> value and ModifyIndex."""
@@ -44,10 +64,18 @@ class _Watcher:
     """One client that follows one path."""
 
     path: bytes
-    client: Client
+    client: Client = field(repr=False)
     index: int = 0
     state: State | None = field(default=None)
     answers: int = 0
+    at: SimNode | None = field(default=None, repr=False)
+    life: int = 0
+    """Which process it waits at."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the process that it asked still lives; a client may learn of its end late."""
+        return self.at is not None and self.at.is_up and self.at.life == self.life
 
 
 class BlockingQueries(Workload):
@@ -63,6 +91,13 @@ class BlockingQueries(Workload):
         self._watchers: list[_Watcher] = []
         self._reaped = False
         """Tombstones were forgotten."""
+        self._values = 0
+        self._poke = 0
+        """Which of the last changes is next."""
+        self._poked: tuple[int, float] | None = None
+        """Index and time of the last change, until everybody concerned knows of it."""
+        self._poking = False
+        self._poker = Client("poker", self.rng, lambda: None, 0.1)
 
     def begin(self) -> None:
         for number in range(self.rng.choice((1, 3, 6))):
@@ -74,10 +109,26 @@ class BlockingQueries(Workload):
             self.bench.later(0.2, again)
 
     def turn(self, client: Client) -> None:
-        """A plain read of what some watcher watches."""
-        watcher = client.rng.choice(self._watchers)
+        """A plain read of what some watcher watches, or a change of what nobody else changes."""
         node = client.rng.choice(self.bench.up())
-        self._get(client, node, watcher.path, lambda _response, _error: None)
+        if client.rng.random() < 0.5:
+            command = self._change(client.rng.choice(_CHANGES))
+            self.bench.write(client, node, command, lambda _result, _error: None)
+        else:
+            path = client.rng.choice(self._watchers).path
+            self._get(client, node, path, lambda _response, _error: None)
+
+    def _change(self, what: str) -> Command:
+        self._values += 1
+        match what:
+            case "set a":
+                return KvSet(b"w/a", b"%d" % self._values)
+            case "delete a":
+                return KvDelete(b"w/a")
+            case "set b":
+                return KvSet(b"w/b", b"%d" % self._values)
+            case _:
+                return KvDeleteTree(b"w/")
 
     def started(self, node: SimNode) -> None:
         assert node.clock is not None
@@ -100,7 +151,9 @@ class BlockingQueries(Workload):
         mark = b"&" if b"?" in watcher.path else b"?"
         wait = rng.choice((b"200ms", b"1s", b"4s"))
         target = watcher.path + mark + b"index=%d&wait=%b" % (watcher.index, wait)
-        self._get(watcher.client, rng.choice(up), target, partial(self._answered, watcher))
+        node = rng.choice(up)
+        watcher.at, watcher.life = node, node.life
+        self._get(watcher.client, node, target, partial(self._answered, watcher))
 
     def _get(self, client: Client, node: SimNode, target: bytes, answered: Done[Response]) -> None:
         life = (node.name, node.life)
@@ -158,10 +211,36 @@ class BlockingQueries(Workload):
     # -- the end ------------------------------------------------------------------------------
 
     def missing(self) -> str | None:
-        for watcher in self._watchers:
-            if watcher.state != _wanted(self.bench.oracle, watcher.path):
-                return f"{watcher.client.name} has not seen the last state of {watcher.path!r}"
-        return None
+        behind = [w for w in self._watchers if w.state != _wanted(self.bench.oracle, w.path)]
+        if self._poked is not None:
+            index, when = self._poked
+            concerned = [w for w in self._watchers if w.waits and _concerns(self._poke, w)]
+            asleep = [w for w in concerned if w.index < index]
+            if asleep and self.bench.now > when + WAKE_S:
+                raise Violation(f"{asleep[0]} slept through {_CHANGES[self._poke]} at {index}")
+            if not asleep:
+                self._poked, self._poke = None, self._poke + 1
+                self.bench.note("watchers poked")
+        elif not behind and not self._poking and self._poke < len(_CHANGES):
+            self._poking = True
+            node = self.rng.choice(self.bench.up())
+            change = self._change(_CHANGES[self._poke])
+            self.bench.write(self._poker, node, change, self._has_poked)
+        if behind:
+            return f"{behind[0].client.name} has not seen the last state of {behind[0].path!r}"
+        return "the last changes" if self._poke < len(_CHANGES) else None
+
+    def _has_poked(self, result: Result | None, _error: KvnodeError | None) -> None:
+        self._poking = False
+        if result is not None:
+            self._poked = (result.index, self.bench.now)
+
+
+def _concerns(poke: int, watcher: _Watcher) -> bool:
+    """Whether one of the last changes must wake a watcher."""
+    if watcher.path.endswith(b"w/a"):
+        return poke < 2
+    return watcher.path in {b"/v1/kv/?recurse", b"/v1/kv/w/?recurse"}
 
 
 def _state(response: Response) -> State:

@@ -25,6 +25,8 @@ class StandingWatches(Workload):
         super().__init__(bench)
         self._seen: dict[tuple[str, bytes, bool], list[tuple[bytes, int]]] = {}
         """What each watch of a machine's present life saw when it was set."""
+        self._looked_at: dict[str, int] = {}
+        """Machine -> index of the last change when its watches were last looked at."""
 
     def turn(self, client: Client) -> None:
         node = client.rng.choice(self.bench.up())
@@ -49,6 +51,10 @@ class StandingWatches(Workload):
 
     def applied(self, node: SimNode) -> None:
         assert node.replica is not None
+        newest = node.replica.store.kv_index()
+        if self._looked_at.get(node.name) == newest:
+            return
+        self._looked_at[node.name] = newest
         for key, is_prefix in _WATCHED:
             seen = self._seen[node.name, key, is_prefix]
             now = _look(node.replica.store, key, is_prefix=is_prefix)
