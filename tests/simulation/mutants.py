@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 from unittest import mock
 
 from kvnode.disk.journal import JournalCore
@@ -42,31 +42,9 @@ from kvnode.store.records import META_KEY
 from tests.simulation.cluster import Simulation
 from tests.simulation.core_fuzz import CoreFuzz
 from tests.simulation.disk import _SimFile
+from tests.simulation.feature_mutants import FEATURE_MUTANTS
+from tests.simulation.mutant import Mutant, replacing
 from tests.simulation.swarm import draw
-
-Net = Literal["core", "cluster"]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One deliberate bug."""
-
-    name: str
-    rule: str
-    net: Net
-    seeds: int
-    """Within so many seeds, from 1 on, it must be found."""
-    patch: Callable[[], Any]
-    """Makes the context manager that puts it in."""
-    faults: tuple[str, ...] = ()
-    """Cluster net: the faults of its runs, each of weight one; none: what the seed draws."""
-    escapes: bool = False
-    """Known not to be found within ``seeds``: a gap of the nets, listed as such."""
-
-
-def _set(owner: Any, name: str, value: Any) -> Callable[[], Any]:
-    return lambda: mock.patch.object(owner, name, value)
-
 
 # -- elections ------------------------------------------------------------------------------------
 
@@ -401,60 +379,68 @@ _real_set_key = kv.set_key
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
-        "vote for any log", "RC-12", "core", 200, _set(election, "handle_vote", _grants_any_log)
+        "vote for any log",
+        "RC-12",
+        "core",
+        200,
+        replacing(election, "handle_vote", _grants_any_log),
     ),
     Mutant(
-        "vote twice in a term", "RC-2", "core", 100, _set(election, "handle_vote", _votes_again)
+        "vote twice in a term",
+        "RC-2",
+        "core",
+        100,
+        replacing(election, "handle_vote", _votes_again),
     ),
-    Mutant("say before it is durable", "RC-1", "core", 10, _set(Core, "send", _never_holds)),
+    Mutant("say before it is durable", "RC-1", "core", 10, replacing(Core, "send", _never_holds)),
     Mutant(
         "count entries of earlier terms",
         "RC-21",
         "core",
         100,
-        _set(replication, "advance_commit", _counts_old_terms),
+        replacing(replication, "advance_commit", _counts_old_terms),
     ),
     Mutant(
         "count learners",
         "RC-44",
         "core",
         200,
-        _set(replication, "advance_commit", _counts_learners),
+        replacing(replication, "advance_commit", _counts_learners),
     ),
     Mutant(
         "count oneself before the sync",
         "RC-4",
         "core",
         50,
-        _set(replication, "advance_commit", _counts_itself_early),
+        replacing(replication, "advance_commit", _counts_itself_early),
     ),
     Mutant(
         "truncate on a stale append",
         "RC-23",
         "core",
         100,
-        _set(RaftLog, "append_after", _always_truncates),
+        replacing(RaftLog, "append_after", _always_truncates),
     ),
     Mutant(
         "commit what is not known to match",
         "RC-25",
         "core",
         100,
-        _set(replication, "handle_append", _trusts_commit),
+        replacing(replication, "handle_append", _trusts_commit),
     ),
     Mutant(
         "confirm a read alone",
         "RC-30",
         "core",
         300,
-        _set(read_index, "confirm_rounds", _confirms_alone),
+        replacing(read_index, "confirm_rounds", _confirms_alone),
     ),
     Mutant(
         "read before the term's no-op",
         "RC-22",
         "core",
         300,
-        _set(read_index, "start_round", _reads_before_noop),
+        replacing(read_index, "start_round", _reads_before_noop),
     ),
     Mutant("no no-op", "RC-22", "core", 50, _no_noop),
     Mutant(
@@ -462,7 +448,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-2",
         "core",
         100,
-        _set(rawnode.RawNode, "ready", _forgets_vote),
+        replacing(rawnode.RawNode, "ready", _forgets_vote),
     ),
     Mutant(
         "ignore the condition of a cas",
@@ -476,49 +462,49 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-10",
         "cluster",
         60,
-        _set(MemoryEngine, "flush", _saves_nothing),
+        replacing(MemoryEngine, "flush", _saves_nothing),
     ),
     Mutant(
         "acknowledge a log write without a sync",
         "RC-1",
         "cluster",
         40,
-        _set(_SimFile, "sync", _syncs_nothing),
+        replacing(_SimFile, "sync", _syncs_nothing),
     ),
     Mutant(
         "answer a read before its index is applied",
         "RC-30",
         "cluster",
         20,
-        _set(requests.Desk, "release", _releases_early),
+        replacing(requests.Desk, "release", _releases_early),
     ),
     Mutant(
         "a deleted tree wakes no watcher",
         "RC-65",
         "cluster",
         20,
-        _set(watches.Watches, "changed", _sleeps_through_trees),
+        replacing(watches.Watches, "changed", _sleeps_through_trees),
     ),
     Mutant(
         "count a poll's answer as a vote",
         "RC-16",
         "core",
         300,
-        _set(election, "handle_pre_vote_reply", _counts_polls),
+        replacing(election, "handle_pre_vote_reply", _counts_polls),
     ),
     Mutant(
         "a heartbeat commits beyond the match",
         "RC-25",
         "core",
         50,
-        _set(replication, "_send_heartbeat", _heartbeat_commits_all),
+        replacing(replication, "_send_heartbeat", _heartbeat_commits_all),
     ),
     Mutant(
         "a replaced membership stays in force",
         "RC-42",
         "core",
         300,
-        _set(RaftLog, "_truncate", _keeps_memberships),
+        replacing(RaftLog, "_truncate", _keeps_memberships),
         escapes=True,
     ),
     Mutant(
@@ -526,28 +512,28 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-5",
         "core",
         300,
-        _set(RaftLog, "_truncate", _believes_old_writes),
+        replacing(RaftLog, "_truncate", _believes_old_writes),
     ),
     Mutant(
         "apply before it is durable here",
         "RC-6",
         "core",
         100,
-        _set(RaftLog, "take_committed", _applies_unsynced),
+        replacing(RaftLog, "take_committed", _applies_unsynced),
     ),
     Mutant(
         "acknowledge what is in memory",
         "RC-3",
         "core",
         20,
-        _set(Core, "send", _acknowledges_memory),
+        replacing(Core, "send", _acknowledges_memory),
     ),
     Mutant(
         "acknowledge the log's end",
         "RC-3",
         "core",
         100,
-        _set(replication, "_accept", _acknowledges_its_end),
+        replacing(replication, "_accept", _acknowledges_its_end),
         escapes=True,
     ),
     Mutant(
@@ -555,42 +541,42 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-37",
         "core",
         100,
-        _set(replication, "_accept_restored", _snapshot_before_disk),
+        replacing(replication, "_accept_restored", _snapshot_before_disk),
     ),
     Mutant(
         "a read joins an open round",
         "RC-31",
         "core",
         100,
-        _set(read_index, "start_round", _joins_open_round),
+        replacing(read_index, "start_round", _joins_open_round),
     ),
     Mutant(
         "answer reads when deposed",
         "RC-32",
         "core",
         100,
-        _set(Core, "_drop_leadership", _answers_when_deposed),
+        replacing(Core, "_drop_leadership", _answers_when_deposed),
     ),
     Mutant(
         "append without the term's check",
         "RC-24",
         "core",
         100,
-        _set(RaftLog, "matches", _matches_anything),
+        replacing(RaftLog, "matches", _matches_anything),
     ),
     Mutant(
         "overlapping changes of membership",
         "RC-43",
         "core",
         300,
-        _set(confchange, "_guard", _changes_at_once),
+        replacing(confchange, "_guard", _changes_at_once),
     ),
     Mutant(
         "a failed sync counts as done",
         "RC-8",
         "cluster",
         40,
-        _set(JournalCore, "run", _swallows_errors),
+        replacing(JournalCore, "run", _swallows_errors),
         ("disk_error", "power"),
     ),
     Mutant(
@@ -598,7 +584,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-6",
         "cluster",
         20,
-        _set(MemoryEngine, "write", _applied_elsewhere),
+        replacing(MemoryEngine, "write", _applied_elsewhere),
         ("crash", "power"),
     ),
     Mutant(
@@ -606,7 +592,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-59",
         "cluster",
         60,
-        _set(Forwarder, "_batch_failed", _retries_unknown),
+        replacing(Forwarder, "_batch_failed", _retries_unknown),
         ("crash", "cut_isolate", "cut_one_way"),
     ),
     Mutant(
@@ -614,7 +600,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-39",
         "cluster",
         40,
-        _set(Upkeep, "_compact", _drops_unflushed),
+        replacing(Upkeep, "_compact", _drops_unflushed),
         ("power", "crash_all"),
     ),
     Mutant(
@@ -622,9 +608,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "RC-49",
         "cluster",
         40,
-        _set(Simulation, "_new_node_id", _same_id_again),
+        replacing(Simulation, "_new_node_id", _same_id_again),
         ("wipe", "power"),
     ),
+    *FEATURE_MUTANTS,
 )
 
 
@@ -656,9 +643,11 @@ def find(mutant: Mutant) -> Found | None:
 
 
 def _cluster(mutant: Mutant, seed: int) -> Simulation:
-    swarm = draw(seed)
+    swarm = replace(draw(seed), seconds=10.0)
     if mutant.faults:
-        swarm = replace(swarm, faults=dict.fromkeys(mutant.faults, 1.0), seconds=8.0)
+        swarm = replace(swarm, faults=dict.fromkeys(mutant.faults, 1.0))
+    if mutant.workloads:
+        swarm = replace(swarm, workloads=dict.fromkeys(mutant.workloads, 5.0))
     return Simulation(seed, swarm=swarm)
 
 
