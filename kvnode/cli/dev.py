@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
+AGENT_FLAGS: ContextVar[tuple[str, ...]] = ContextVar("agent_flags")
+"""What followed ``--``; set by ``main`` before the rest is parsed."""
 DEFAULT_DATA_DIR = Path("data")
 _LEADER_S = 60.0
 """How long a fresh cluster may take to elect its first leader; it takes two seconds."""
@@ -48,7 +51,7 @@ DataDir = Annotated[
 ]
 
 
-@app.callback(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+@app.callback()
 def dev(
     context: typer.Context,
     nodes: Annotated[
@@ -105,7 +108,7 @@ def dev(
         http_port=http_port,
         peer_port=peer_port,
         tls=tls,
-        agent_flags=tuple(context.args),
+        agent_flags=AGENT_FLAGS.get(()),
     )
     if tls:
         try:

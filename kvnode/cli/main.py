@@ -30,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if words[:1] in (["version"], ["--version"], ["-version"], ["-v"]):
         sys.stdout.write(version_text(program, words[1:]))
         sys.exit(0)
+    if words[:1] == ["dev"] and "--" in words:
+        from kvnode.cli import dev
+
+        # The parser would take the first of them for a command inside this one.
+        at = words.index("--")
+        dev.AGENT_FLAGS.set(tuple(words[at + 1 :]))
+        del words[at:]
     from kvnode.cli.commands import app
 
     app(two_dashes(words), prog_name="kvnode")

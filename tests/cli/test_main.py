@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from kvnode import __version__
-from kvnode.cli import agent_command
+from kvnode.cli import agent_command, dev
 from kvnode.cli.commands import app
-from kvnode.cli.main import two_dashes, version_text
+from kvnode.cli.main import main, two_dashes, version_text
+from kvnode.cli.supervisor import Plan, agent_argv, make_certificates, url
 from kvnode.config import SETTINGS
 
 
@@ -86,3 +87,27 @@ def test_the_module_runs_as_the_command_does() -> None:
         [sys.executable, "-m", "kvnode", "version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("kvnode v")
+
+
+def test_what_follows_the_dashes_reaches_every_node(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``kvnode dev -- --log-level debug``: the parser took the flag for one of its own."""
+    plans: list[Plan] = []
+
+    def foreground(plan: Plan, *, to_files: bool) -> int:
+        plans.append(plan)
+        return 0
+
+    monkeypatch.setattr(dev, "_foreground", foreground)
+    with pytest.raises(SystemExit) as ended:
+        main(["dev", "--data-dir", str(tmp_path), "--tls", "--", "--log-level", "debug"])
+    assert ended.value.code == 0
+    assert agent_argv(plans[0], 0)[-2:] == ["--log-level", "debug"]
+    assert f"--tls-ca-file={tmp_path}/tls/ca.crt" in agent_argv(plans[0], 2)
+    assert url(plans[0], 0) == "https://127.0.0.1:8500"
+    made = sorted(path.name for path in (tmp_path / "tls").iterdir())
+    assert made == ["ca.crt", "ca.key", "peer-secret", "tls.crt", "tls.key"]
+    before = (tmp_path / "tls" / "ca.crt").read_bytes()
+    make_certificates(plans[0])
+    assert (tmp_path / "tls" / "ca.crt").read_bytes() == before, "the next start finds them"
