@@ -47,12 +47,12 @@ from kvnode.agent_settings import (
 )
 from kvnode.agent_space import SpaceWatch, reserve_bytes
 from kvnode.agent_tls import Security
+from kvnode.agent_waiting_room import NotingSnapshots, WaitingRoom
 from kvnode.config import Config, Loaded, SettingError
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
 from kvnode.disk.journal import ThreadJournal
 from kvnode.disk.rocks_engine import RocksEngineFactory
-from kvnode.disk.snapshots import FileSnapshotStore
 from kvnode.disk.worker import ThreadWorker
 from kvnode.errors import (
     BadRequest,
@@ -142,7 +142,7 @@ class Agent:
         self._security: Security | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> int:  # a list of parts, read from top to bottom
+    async def run(self) -> int:  # noqa: PLR0915  # a list of parts, read from top to bottom
         """Build, start, wait, stop; return the exit code.
 
         Raises:
@@ -156,13 +156,21 @@ class Agent:
         self._take_signals(loop)
         async with AsyncExitStack() as parts:
             self._security = security = Security(config)
+            room = WaitingRoom(config.client, config.http_port, security.http)
+            parts.callback(room.close)
+            room.open()
+            room.note(f"opening {config.data_dir}")
             self._data_dir = data_dir = DataDir.open(config.data_dir, config.node_name)
             parts.callback(data_dir.close)
             expect, ruled_out = self._may_found(data_dir)
 
             worker = ThreadWorker(loop)
             parts.callback(worker.close)  # idempotent: a start that fails half-way comes here only
+            room.note("reading the log")
             core, recovered = data_dir.open_journal()
+            room.note("opening the state")
+            snapshots = NotingSnapshots(OsFileSystem(), data_dir.snapshots_path)
+            snapshots.note = room.note
             journal = ThreadJournal(core, loop)
             parts.callback(journal.close)
 
@@ -205,7 +213,7 @@ class Agent:
                 engines=RocksEngineFactory(
                     Path(data_dir.state_path), rocks_settings(config), self._state_damaged
                 ),
-                snapshots=FileSnapshotStore(OsFileSystem(), data_dir.snapshots_path),
+                snapshots=snapshots,
                 worker=worker,
                 transport=transport,
                 scheduler=loop,
@@ -259,6 +267,8 @@ class Agent:
             )
             parts.push_async_callback(http.close)
 
+            snapshots.note = None
+            room.close()
             space.start()
             security.start()
             await self._start(replica, transport, http)

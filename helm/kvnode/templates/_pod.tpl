@@ -147,6 +147,8 @@ containers:
     envFrom:
       {{- include "kvnode.evaluated" (dict "value" . "root" $.root) | nindent 6 }}
     {{- end }}
+    # A node that cannot start says why, and what to do, in its last line: so `kubectl describe pod` shows it.
+    terminationMessagePolicy: FallbackToLogsOnError
     ports:
       - name: http
         containerPort: {{ .Values.ports.http }}
