@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kvnode.errors import KvnodeError
 from kvnode.http import errors
+from kvnode.http.agent_lists import FALSE, NO_FILTER, TRUE
 from kvnode.http.blocking import Query
 from kvnode.http.kv import read_head
 from kvnode.http.messages import JSON_TYPE, Response, dump_json, json_answer, prettify, text
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
     from kvnode.http.kv import Backend
     from kvnode.http.messages import Respond
     from kvnode.replica.facade import ReadView
-
-_TRUE: Final = frozenset({"", "1", "t", "T", "TRUE", "true", "True"})
-_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-"""What Go's ``strconv.ParseBool`` takes."""
-_NO_FILTER: Final = (
-    "Failed to create boolean expression evaluator: filter expressions are not implemented; leave out "
-    "?filter and select on the client's side"
-)
 
 
 class Read(NamedTuple):
@@ -257,16 +250,16 @@ def parse_decoded(
     if refusal is not None:
         return refusal
     if options.first("filter"):
-        return text(400, _NO_FILTER)
+        return text(400, NO_FILTER)
     passing = options.first("passing") if view.answer is _health_service else None
-    if passing is not None and passing not in _TRUE | _FALSE:
+    if passing and passing not in TRUE | FALSE:
         return text(400, "Invalid value for ?passing")
     return Read(
         view,
         name.decode("utf-8", "surrogateescape"),
         options,
         settings.datacenter,
-        passing is not None and passing in _TRUE,
+        passing is not None and passing not in FALSE,
         tuple([tag.lower() for tag in options.values.get("tag", ()) if tag]),
         tuple([_meta_pair(item) for item in options.values.get("node-meta", ()) if item]),
     )

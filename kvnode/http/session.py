@@ -24,7 +24,7 @@ from kvnode.http.messages import JSON_TYPE, VARY, Response, json_answer, prettif
 from kvnode.http.query import Options, parse_options
 from kvnode.http.session_ids import canonical
 from kvnode.store.commands import SessionCreate, SessionDestroy, is_session_id
-from kvnode.store.own_commands import Refused
+from kvnode.store.own_commands import Refused, Why
 from kvnode.store.records import DELETE, RELEASE
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kvnode.http.kv import Backend
     from kvnode.http.lists import Listed
     from kvnode.http.messages import Respond
-    from kvnode.replica.facade import ReadView, ReplicaFacade
+    from kvnode.replica.facade import ReadView
     from kvnode.store.commands import Result
     from kvnode.store.records import Session
 
@@ -157,6 +157,7 @@ def _parse_create(body: bytes, options: Options, settings: HttpSettings) -> Oper
         ttl_ns,
         wanted.node_checks,
         wanted.service_checks,
+        checked=True,
     )
     return Create(command, options.pretty)
 
@@ -230,11 +231,7 @@ def start(operation: Operation, backend: Backend, respond: Respond) -> Parked | 
     replica = backend.replica
     match operation:
         case Create(command, _):
-            refusal = _missing(command, replica)
-            if refusal is not None:
-                respond(refusal)
-            else:
-                replica.write(command, partial(_created, operation, respond))
+            replica.write(command, partial(_created, operation, respond))
         case Destroy(command):
             replica.write(command, partial(_destroyed, command, respond))
         case Renew(session_id, _, _):
@@ -248,22 +245,6 @@ def start(operation: Operation, backend: Backend, respond: Respond) -> Parked | 
     return None
 
 
-def _missing(command: SessionCreate, replica: ReplicaFacade) -> Response | None:
-    """Refuse a session for a node or for checks that do not exist (spec §5.1)."""
-    members = replica.status().members
-    member = next((m for m in members if m.name == command.node), None)
-    if member is None and command.node != replica.status().name:
-        return text(500, "Missing node registration")
-    for check in command.node_checks:
-        if check != NODE_CHECK:
-            return text(500, f"Missing check '{check}' registration")
-        if member is not None and not member.connected:
-            return text(500, f"Check '{check}' is in critical state")
-    for check, _ in command.service_checks:
-        return text(500, f"Missing check '{check}' registration")
-    return None
-
-
 def _created(
     operation: Create, respond: Respond, result: Result | None, error: KvnodeError | None
 ) -> None:
@@ -272,6 +253,9 @@ def _created(
         respond(errors.refuse(error, v1=True, write=True))
         return
     value = result.value
+    if isinstance(value, Refused) and value.why == Why.REGISTRY:
+        respond(text(500, value.key.decode()))
+        return
     if isinstance(value, Refused):
         respond(own_writes.refuse(value, operation.command, v1=True))
         return

@@ -14,6 +14,8 @@ from kvnode.http.monitor import MonitorRoute
 from kvnode.http.operator import OperatorRoutes
 from kvnode.http.pages import PageRoutes
 from kvnode.http.pods import PodsRoute
+from kvnode.http.registration import PATHS as REGISTRATIONS
+from kvnode.http.registration import Registrations
 from kvnode.http.router import Route, Router
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
     reads = CallBackRoute(catalog, backend, context.settings).handle
     fired = CallBackRoute(events, backend, context.settings).handle
     snapshots = snapshot.SnapshotRoutes(context).handle
+    registrations = CallBackRoute(Registrations(), backend, context.settings).handle
     agent = AgentRoutes(context, registry)
     operator = OperatorRoutes(context)
     health = HealthRoutes(context)
@@ -117,6 +120,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
         Route(catalog.DATACENTERS.decode(), get, reads),
         *(Route(path, get, reads) for path in catalog.PATHS),
         Route("/v1/snapshot", snapshot.METHODS, snapshots, upload=("PUT",)),
+        *(Route(path, (method,), registrations) for path, method in REGISTRATIONS),
         Route("/v1/status/leader", get, agent.leader),
         Route("/v1/status/peers", get, agent.peers),
         Route("/v1/event/fire/", put, fired),

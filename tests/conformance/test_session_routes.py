@@ -209,6 +209,8 @@ async def test_sessions_that_cannot_be(
 
 async def test_a_session_of_another_node(wire: Wire, sessions: Sessions, fake: FakeReplica) -> None:
     """Spec §5.1: a node that cannot be reached has a critical check."""
+    node = {"Node": "kvnode-1", "Address": "10.0.0.2", "Check": {"CheckID": "serfHealth"}}
+    await wire("PUT", "/v1/catalog/register", json.dumps(node))
     answer = await create(wire, '{"Node":"kvnode-1"}')
     assert (answer.status, answer.text) == (500, "Check 'serfHealth' is in critical state")
     assert (await described(sessions, Node="kvnode-1", Checks=[]))["Node"] == "kvnode-1"

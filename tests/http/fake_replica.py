@@ -27,11 +27,29 @@ from kvnode.store.control import Autopilot
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.own_commands import KvExpire, KvPut, Once
 from kvnode.store.records import Session
+from kvnode.store.registry_commands import Register
+from kvnode.store.registry_records import Check, Node, Service
 from kvnode.store.restore import rebuild
 from kvnode.store.store import Store
 
 ME = NodeId("11111111-1111-4111-8111-111111111111")
 OTHER = NodeId("22222222-2222-4222-8222-222222222222")
+REGISTERED = Register(
+    "kvnode-0",
+    Node(ME, "kvnode-0", "10.0.0.1", meta=(("consul-network-segment", ""),)),
+    Service("kvnode-0", "consul", "consul", port=8300),
+    (
+        Check(
+            "kvnode-0",
+            "serfHealth",
+            "Serf Health Status",
+            "passing",
+            output="Agent alive and reachable",
+            is_local=True,
+        ),
+    ),
+)
+"""What a leader registers."""
 
 
 class FakeReplica:
@@ -61,6 +79,7 @@ class FakeReplica:
         self.timers = SessionTimers(self.store, self._end, lambda _node: True)
         self.key_timers = KeyTimers(self.store, self._expire)
         self.store.on_ttl = self._on_ttl
+        self.store.apply_batch([(9, REGISTERED)])
         self._ticking = False
         self.next_index = 10
         self.write_error: KvnodeError | None = None
