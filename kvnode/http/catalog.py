@@ -27,6 +27,7 @@ from kvnode.http.registry_json import (
 from kvnode.store.registry_reads import Instance, Registry
 from kvnode.store.registry_records import (
     CHECK_INDEX,
+    EXTINCTION_INDEX,
     NODE_INDEX,
     PASSING,
     SERVICE_INDEX,
@@ -83,9 +84,9 @@ def _nodes(registry: Registry, read: Read) -> Any:
 
 def _services(registry: Registry, read: Read) -> Any:
     found: dict[str, dict[str, None]] = {}
-    fitting = {node.name for node in registry.nodes() if read.takes(node)}
+    fitting = {fold(node.name) for node in registry.nodes() if read.takes(node)}
     for service in registry.services():
-        if not read.node_meta or service.node in fitting:
+        if not read.node_meta or fold(service.node) in fitting:
             found.setdefault(service.name, {}).update(dict.fromkeys(service.tags))
     return {name: list(tags) for name, tags in sorted(found.items())}
 
@@ -125,7 +126,7 @@ def _node_services(registry: Registry, read: Read) -> Any:
     document = _node(registry, read)
     if document is None:
         return {"Node": None, "Services": None}
-    return document | {"Services": list(document["Services"].values())}
+    return document | {"Services": list(document["Services"].values()) or None}
 
 
 def _checks_json(registry: Registry, read: Read, checks: list[Check]) -> Any:
@@ -173,6 +174,11 @@ def _health_index(registry: Registry, read: Read) -> int:
     return registry.service_index(read.name, checks=True)
 
 
+def _absent_index(registry: Registry, _read: Read) -> int:
+    """The index of a read of a service that there is not."""
+    return registry.index(EXTINCTION_INDEX) or registry.index(NODE_INDEX, SERVICE_INDEX)
+
+
 def _node_index(registry: Registry, read: Read) -> int:
     if registry.node(read.name) is None:
         return 0
@@ -180,7 +186,11 @@ def _node_index(registry: Registry, read: Read) -> int:
 
 
 def _checks_index(registry: Registry, read: Read) -> int:
-    return _health_index(registry, read) if read.node_meta else registry.index(CHECK_INDEX)
+    if not read.node_meta:
+        return registry.index(CHECK_INDEX)
+    return registry.index(f"service.{read.name}") or registry.index(
+        NODE_INDEX, SERVICE_INDEX, CHECK_INDEX
+    )
 
 
 def _on(name: str) -> Callable[[Read], bytes]:
@@ -204,19 +214,16 @@ VIEWS: Final[dict[bytes, View]] = {
         _services, _index_by_meta(NODE_INDEX, SERVICE_INDEX), _on(SERVICE_INDEX)
     ),
     b"/v1/catalog/service/": View(_service, _service_index, _on_service, _NO_SERVICE),
-    b"/v1/catalog/connect/": View(_nothing, _service_index, _on_service, _NO_SERVICE),
+    b"/v1/catalog/connect/": View(_nothing, _absent_index, _on_any, _NO_SERVICE),
     b"/v1/catalog/node/": View(_node, _node_index, _on_any, _NO_NODE),
     b"/v1/catalog/node-services/": View(_node_services, _node_index, _on_any, _NO_NODE),
     b"/v1/health/node/": View(_health_node, _of(CHECK_INDEX), _on(CHECK_INDEX), _NO_NODE),
     b"/v1/health/checks/": View(_health_checks, _checks_index, _on(CHECK_INDEX), _NO_SERVICE),
     b"/v1/health/state/": View(
-        _health_state,
-        _index_by_meta(NODE_INDEX, CHECK_INDEX),
-        _on(CHECK_INDEX),
-        "Missing check state",
+        _health_state, _of(CHECK_INDEX), _on(CHECK_INDEX), "Missing check state"
     ),
     b"/v1/health/service/": View(_health_service, _health_index, _on_service, _NO_SERVICE),
-    b"/v1/health/connect/": View(_nothing, _health_index, _on_service, _NO_SERVICE),
+    b"/v1/health/connect/": View(_nothing, _absent_index, _on_any, _NO_SERVICE),
 }
 """By path; one with a slash at its end is followed by a name."""
 

@@ -25,6 +25,7 @@ from kvnode.replica.facade import Consistency
 from kvnode.store.commands import Command, check_command
 from kvnode.store.own_commands import Refused
 from kvnode.store.registry_commands import Deregister, Register, UpdateCheck
+from kvnode.store.registry_reads import Registry
 from kvnode.store.registry_records import CRITICAL, PASSING, WARNING, Check
 
 if TYPE_CHECKING:
@@ -51,10 +52,9 @@ class Write(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A command to propose if the node has this service."""
+    """A command to propose unless the registry has the answer already."""
 
-    service_id: str
-    node: str
+    answer: Callable[[Registry], Response | None]
     write: Write
 
 
@@ -125,8 +125,10 @@ class Registrations:
         registry = backend.replica.store.registry()
         if isinstance(operation, Read):
             respond(operation.document(registry))
-        elif registry.service(operation.node, operation.service_id) is None:
-            respond(_no_service(operation.service_id))
+            return
+        answer = operation.answer(registry)
+        if answer is not None:
+            respond(answer)
         else:
             self.start(operation.write, backend, respond)
 
@@ -186,10 +188,6 @@ def _known_check(check_id: str, result: Result) -> Response:
 
 def _no_ttl(check_id: str) -> Response:
     return text(500, f"CheckID {quote(check_id)} does not have associated TTL")
-
-
-def _no_service(service_id: str) -> Response:
-    return text(404, f"No service registered with ID {quote(service_id)}")
 
 
 # -- parsing --------------------------------------------------------------------------------------
@@ -252,9 +250,9 @@ def _maintenance(node: str, service_id: str, options: Options) -> Operation | Re
         return text(400, f"Invalid value for enable: {quote(enable)}")
     check_id = f"_service_maintenance:{service_id}" if service_id else "_node_maintenance"
     what = "service" if service_id else "node"
+    answer = partial(_maintained, node, service_id, check_id, enable in TRUE)
     if enable in FALSE:
-        write = Write(_named(Deregister(node, check_id=check_id)), _empty)
-        return Checked(service_id, node, write) if service_id else write
+        return Checked(answer, Write(_named(Deregister(node, check_id=check_id)), _empty))
     check = Check(
         node,
         check_id,
@@ -265,8 +263,16 @@ def _maintenance(node: str, service_id: str, options: Options) -> Operation | Re
         type="maintenance",
         is_local=True,
     )
-    write = Write(_named(Register(node, checks=(check,))), _empty)
-    return Checked(service_id, node, write) if service_id else write
+    return Checked(answer, Write(_named(Register(node, checks=(check,))), _empty))
+
+
+def _maintained(
+    node: str, service_id: str, check_id: str, enable: bool, registry: Registry
+) -> Response | None:
+    """Answer at once when there is no such service, or nothing to change."""
+    if service_id and registry.service(node, service_id) is None:
+        return text(404, f"No service registered with ID {quote(service_id)}")
+    return _DONE if enable == (registry.check(node, check_id) is not None) else None
 
 
 def _flag(value: str | None) -> bool:

@@ -95,6 +95,7 @@ def agent_service(body: bytes, node: str, *, replace_checks: bool) -> Register:
         raise Refusal(400, "Invalid service address")
     _check_weights(service)
     _refuse_mesh(members)
+    service = _with_default_addresses(service)
     checks = []
     for number, (item, definition) in enumerate(zip(wanted, definitions, strict=True), 1):
         suffix = f":{number}" if len(wanted) > 1 else ""
@@ -312,6 +313,7 @@ def catalog_deregistration(body: bytes, datacenter: str) -> Deregister:
             members.text("Node"), members.text("ServiceID"), members.text("CheckID")
         )
         foreign = members.text("Datacenter") not in ("", datacenter)
+        members.text("Address")
     except ValueError as error:
         raise _undecodable(error) from error
     if foreign:
@@ -400,6 +402,18 @@ def _duration_ns(members: Members, name: str) -> int:
 def _mismatch(value: Any, name: str, kind: str) -> ValueError:
     shown = kind_of(value)
     return ValueError(f"json: cannot unmarshal {shown} into Go struct field .{name} of type {kind}")
+
+
+def _with_default_addresses(service: Service) -> Service:
+    """Tag a service's address by its family, as Consul's agents do."""
+    try:
+        version = ipaddress.ip_address(service.address).version
+    except ValueError:
+        return service
+    tagged = {item[0]: item for item in service.tagged_addresses}
+    for kind in (f"lan_ipv{version}", f"wan_ipv{version}"):
+        tagged.setdefault(kind, (kind, service.address, service.port))
+    return service._replace(tagged_addresses=tuple(sorted(tagged.values())))
 
 
 def _is_any(address: str) -> bool:

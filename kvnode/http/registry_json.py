@@ -87,7 +87,7 @@ def instance_json(instance: Instance, datacenter: str) -> Json:
         document["ServiceTaggedAddresses"] = _tagged(service)
     return document | {
         "ServiceWeights": _weights(service),
-        "ServiceMeta": _pairs(service.meta),
+        "ServiceMeta": dict(sorted(service.meta)),
         "ServicePort": service.port,
         "ServiceEnableTagOverride": service.enable_tag_override,
         "ServiceProxy": _PROXY,

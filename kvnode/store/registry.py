@@ -323,6 +323,8 @@ def _check_touched(tx: Transaction, index: int, check: Check) -> None:
 def remove_check(tx: Transaction, index: int, check: Check) -> None:
     """Remove a check that is there."""
     _check_touched(tx, index, check)
+    if not check.service_id:
+        touch(tx, index, SERVICE_INDEX)
     _drop(tx, check_key(check.node, check.check_id))
     tx.overlay[_by_service(check)] = None
     tx.check_changes.append((index, check._replace(status="", is_local=False)))
@@ -337,6 +339,7 @@ def remove_service(tx: Transaction, index: int, service: Service) -> None:
     _drop(tx, raw)
     tx.overlay[BY_NAME + fold(service.name) + b"\0" + raw[1:]] = None
     touch(tx, index, SERVICE_INDEX)
+    touch(tx, index, CHECK_INDEX)
     _gone(tx, index, service.name)
 
 
