@@ -56,8 +56,6 @@ class List(NamedTuple):
 
     name: str
     """Empty: all."""
-    filters: tuple[str, str, str]
-    """Of the query: node, service and tag."""
     node: str
     """This node's name: an event's own filters are held against it."""
     options: Options
@@ -73,19 +71,18 @@ def parse_decoded(
     options = parse_options(raw_query)
     if options.enterprise is not None:
         return options.enterprise
-    node, service, tag = [options.first(name) or "" for name in _FILTERS]
     if path == LIST:
         if options.error is not None:
             return options.error
-        bad = _bad_filter(node, service, tag)
-        name = options.first("name") or ""
-        return bad or List(name, (node, service, tag), settings.node_name, options)
+        # Consul ignores filters here as well: they are judged by whom an event is for.
+        return List(options.first("name") or "", settings.node_name, options)
     name = path[len(FIRE) :].decode("utf-8", "replace")
     if not name:
         return text(400, "Missing name")
     foreign = options.foreign_datacenter(settings.datacenter)
     if foreign is not None:
         return foreign
+    node, service, tag = [options.first(name) or "" for name in _FILTERS]
     bad = _bad_filter(node, service, tag)
     if bad is not None:
         return bad
@@ -198,10 +195,7 @@ def _document(parts: tuple[str, str, bytes, str, str, str], fired_at: int) -> di
 
 
 def _chosen(operation: List, events: tuple[Event, ...]) -> list[Event]:
-    """Keep what is meant for this node, and what the query asks for."""
-    asked = operation.filters
-    if any(asked) and not _matches(operation.node, *asked):
-        return []
+    """Keep what is meant for this node, and has the name that is asked for."""
     return [
         event
         for event in events

@@ -82,10 +82,10 @@ async def test_an_event_is_listed_by_the_nodes_that_its_filters_fit(
     assert (await names(node) == ["deploy"]) is listed
 
 
-async def test_a_list_can_be_filtered_likewise(node: Node) -> None:
+async def test_filters_of_a_list_are_ignored_as_in_consul(node: Node) -> None:
     await fire(node, "deploy")
-    assert await names(node, "?node=kvnode") == ["deploy"]
-    assert await names(node, "?service=web") == []
+    assert await names(node, "?service=web&node=other&dc=x") == ["deploy"]
+    assert await names(node, "?tag=x&node=[") == ["deploy"]
 
 
 @pytest.mark.parametrize(
