@@ -26,8 +26,9 @@ install-dev: ## the same with what the tests need
 system-packages: ## programs that some tests and benchmarks use (root: installs them)
 	@sh scripts/system-packages.sh
 
-tools: install-dev ## helm, kubectl and promtool for the Kubernetes tests, into .cache/tools
+tools: install-dev ## what some tests run: helm, kubectl, promtool, Consul and its clients; into .cache
 	@$(BIN)/python scripts/fetch_tools.py
+	@$(BIN)/python scripts/fetch_clients.py
 
 up: install ## start NODES=3 nodes in the background on DATA=data, wait for a leader
 	@$(BIN)/kvnode dev --detach --nodes $(NODES) --data-dir $(DATA) --http-port $(HTTP_PORT) --peer-port $(PEER_PORT)

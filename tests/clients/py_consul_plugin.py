@@ -1,8 +1,7 @@
 """Fixtures for py-consul's own tests, in the place of those that start containers.
 
 Loaded by ``test_py_consul`` into another pytest, so it imports nothing of ours: the word ``tests`` is theirs
-there. Each test gets a node
-of its own, started as the suites of Consul's clients start one: ``agent -dev -config-file FILE``.
+there. The node is started as the suites of Consul's clients start one: ``agent -dev -config-file FILE``.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -42,33 +42,80 @@ def no_token() -> None:
     os.environ.pop("CONSUL_HTTP_TOKEN", None)
 
 
-@pytest.fixture
-def consul_instance(tmp_path: Path) -> Iterator[Instance]:
-    """What they wait for: a leader, and a service that can be registered and is seen."""
-    http, server, serf = free_ports(3)
-    file = tmp_path / "config.json"
-    file.write_text(
-        json.dumps(
-            {
-                "ports": {"http": http, "server": server, "serf_lan": serf, "https": -1, "dns": -1},
-                "bind_addr": "127.0.0.1",
-                "performance": {"raft_multiplier": 1},
-                "enable_script_checks": True,
-            }
-        )
-    )
-    command = [sys.executable, "-m", "kvnode", "agent", "-dev", "-config-file", str(file)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    try:
-        yield Instance(None, http, _wait(http))
-    finally:
-        process.terminate()
+class Server:
+    """One node, used again by the next test as long as nothing of the last one is left on it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+        self.port = 0
+        self.version = ""
+
+    def start(self) -> None:
+        """Start a new one, unless there is a clean one."""
+        if self._process is not None and self._process.poll() is None and self._clean():
+            return
+        self.stop()
+        self._starts += 1
+        self.port, server, serf = free_ports(3)
+        file = self._directory / f"config-{self._starts}.json"
+        file.write_text(
+            json.dumps(
+                {
+                    "ports": {"http": self.port, "server": server, "serf_lan": serf,
+                              "https": -1, "dns": -1},
+                    "bind_addr": "127.0.0.1",
+                    "performance": {"raft_multiplier": 1},
+                    "enable_script_checks": True,
+                }
+            )
+        )  # fmt: skip
+        command = [sys.executable, "-m", "kvnode", "agent", "-dev", "-config-file", str(file)]
+        with (self._directory / f"log-{self._starts}").open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self.version = _wait(self.port)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def _clean(self) -> bool:
+        """Take away what a test left; False where that is not all."""
+        base = f"http://127.0.0.1:{self.port}/v1"
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            requests.delete(f"{base}/kv/?recurse", timeout=5)
+            for session in requests.get(f"{base}/session/list", timeout=5).json():
+                requests.put(f"{base}/session/destroy/{session['ID']}", timeout=5)
+            requests.put(f"{base}/agent/maintenance?enable=false", timeout=5)
+            for kind in ("service", "check"):
+                for name in requests.get(f"{base}/agent/{kind}s", timeout=5).json():
+                    requests.put(f"{base}/agent/{kind}/deregister/{quote(name)}", timeout=5)
+            left = requests.get(f"{base}/catalog/nodes", timeout=5).json()
+            return len(left) == 1 and not requests.get(f"{base}/agent/checks", timeout=5).json()
+        except (requests.RequestException, ValueError):
+            return False
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("node"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def consul_instance(server: Server) -> Instance:
+    """What they wait for: a leader."""
+    server.start()
+    return Instance(None, server.port, server.version)
 
 
 def _wait(port: int) -> str:

@@ -19,7 +19,7 @@ from tests.clients.programs import ROOT, TOOLS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-SOURCE = TOOLS / "py_consul-1.8.0"
+SOURCE = (TOOLS / "py_consul-1.8.0").resolve()
 
 MESH = "service mesh and configuration entries: there is no mesh here"
 GOSSIP = "network coordinates come from gossip: there is none here"
