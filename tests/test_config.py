@@ -268,6 +268,26 @@ def test_consuls_tls_members_are_understood(tmp_path: Path) -> None:
         assert found.peer_secret.startswith("pUqJ")
 
 
+@pytest.mark.parametrize(
+    ("ports", "port"),
+    [
+        ({"http": -1, "https": 8501}, 8501),
+        ({"https": 8501, "http": -1}, 8501),
+        ({"https": 8501}, 8500),
+        ({"http": 80, "https": 8501}, 80),
+        ({"http": -1, "https": -1}, -1),
+        ({"http": -1}, -1),
+    ],
+)
+def test_consuls_https_port_is_ours_when_http_is_off(
+    ports: dict[str, int], port: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "consul.json"
+    file.write_text(json.dumps({"ports": ports}))
+    loaded = load((*DIR, f"--config-file={file}"), {})
+    assert (loaded.config.http_port, loaded.notices) == (port, ())
+
+
 def test_a_secret_is_shown_nowhere(tmp_path: Path) -> None:
     assert "hunter2" not in repr(config("-encrypt=hunter2"))
     file = tmp_path / "c.json"

@@ -75,7 +75,6 @@ SILENT_MEMBERS = frozenset(
         "rejoin_after_leave",
         "enable_debug",
         "primary_datacenter",
-        "ports.https",
         "ports.dns",
         "ports.grpc",
         "ports.grpc_tls",

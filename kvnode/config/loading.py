@@ -220,8 +220,12 @@ def _read_file(path: Path, notices: list[Notice]) -> dict[str, Value]:
 
 def _read_members(document: dict[str, Any], path: Path, notices: list[Notice]) -> dict[str, Value]:
     found: dict[str, Value] = {}
+    https: Value = 0
     for member, raw in _flattened(document, ""):
         where = f"{member} in {path}"
+        if member == "ports.https":
+            https = convert(SETTINGS["http_port"], raw, where)
+            continue
         setting = _BY_MEMBER.get(member)
         if setting is None or member == "config_file":
             top = member.partition(".")[0]
@@ -235,6 +239,9 @@ def _read_members(document: dict[str, Any], path: Path, notices: list[Notice]) -
             found[setting.name] = so_far + more
         else:
             found[setting.name] = convert(setting, raw, where)
+    if found.get("http_port") == -1 and isinstance(https, int) and https > 0:
+        # Consul serves HTTPS beside HTTP; a file that turns HTTP off means the one port that we have.
+        found["http_port"] = https
     return found
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import os
+import shutil
 import ssl
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -232,3 +235,47 @@ def test_the_same_on_uvloop(files, alice):
             assert (await ask(secure, "GET", "/health/live"))[0] == 200
 
     uvloop.run(scenario())
+
+
+def consul_binary() -> str:
+    """Consul's command line, where there is one: `benchmarks/get_consul.sh` fetches it."""
+    cached = Path(__file__).parents[2] / ".cache/consul/root/usr/bin/consul"
+    found = os.environ.get("CONSUL_BIN") or shutil.which("consul")
+    if not found and not cached.exists():
+        pytest.skip("there is no consul here: set CONSUL_BIN")
+    return found or str(cached)
+
+
+async def test_consuls_own_command_line_speaks_with_it(files, alice):
+    binary = consul_binary()
+
+    async def consul(secure, *words, **environment):
+        process = await asyncio.create_subprocess_exec(
+            binary, *words,
+            env={"PATH": os.environ["PATH"], **environment},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        return process.returncode, output.decode()
+
+    async with Secure(files, clients_verified=True) as secure:
+        flags = [
+            f"-http-addr={secure.url}", f"-ca-file={files.ca}",
+            f"-client-cert={alice.cert}", f"-client-key={alice.key}",
+        ]  # fmt: skip
+        stored = (0, "Success! Data written to: a\n")
+        assert await consul(secure, "kv", "put", *flags, "a", "b") == stored
+        environment = {
+            "CONSUL_HTTP_ADDR": secure.url.removeprefix("https://"),
+            "CONSUL_HTTP_SSL": "true",
+            "CONSUL_CACERT": files.ca,
+            "CONSUL_CLIENT_CERT": alice.cert,
+            "CONSUL_CLIENT_KEY": alice.key,
+        }
+        assert await consul(secure, "kv", "get", "a", **environment) == (0, "b\n")
+        code, text = await consul(secure, "kv", "get", *flags[:2], "a")
+        assert code == 1
+        assert "403" in text
+        code, text = await consul(secure, "kv", "get", flags[0], "a")
+        assert code == 1
+        assert "x509" in text
