@@ -106,6 +106,10 @@ class Invariants:
         self.checked = 0
         self.on_committed: Callable[[Entry], None] = lambda _entry: None
         """Called for each entry when it is committed first."""
+        self.core_of: Callable[[NodeId], RawNode | None] = lambda _node: None
+        """The core of a node that runs now."""
+        self._memberships: dict[bytes, Membership] = {}
+        """Decoded once."""
         self._seen: dict[NodeId, _Seen] = {}
 
     @property
@@ -201,6 +205,18 @@ class Invariants:
                 f"{message.sender} acknowledges {message.match_index}, "
                 f"its disk ends at {disk.last_index}"
             )
+        leader = self.core_of(message.to)
+        if leader is None or leader.role is not Role.LEADER or leader.term != message.term:
+            return
+        log, index = leader.log, message.match_index
+        ours = disk.term_at(index)
+        if index > log.last_index or (
+            index > log.base.index and ours is not None and log.term_at(index) != ours
+        ):
+            raise Violation(
+                f"{message.sender} acknowledges {index}@{ours}, but its leader's log ends at "
+                f"{log.last} and has {log.term_at(index)} there"
+            )
 
     def _voted(self, node: NodeId, term: int, whom: NodeId) -> None:
         first = self.votes.setdefault((term, node), whom)
@@ -268,10 +284,25 @@ class Invariants:
         if raw.role is Role.LEADER and (seen.role is not Role.LEADER or seen.term != raw.term):
             self._leads(node, raw.term)
             self._complete(node, raw)
+        self._in_force(node, raw)
         if log.commit_index > seen.commit:
             self._commits(node, raw, seen.commit)
         seen.term, seen.role = raw.term, raw.role
         seen.commit, seen.applied = log.commit_index, log.applied_index
+
+    def _in_force(self, node: NodeId, raw: RawNode) -> None:
+        """The membership in force is the log's newest, committed or not, and goes with its entry."""
+        log, index = raw.log, raw.log.membership_index
+        if index == log.base.index:
+            return
+        entries = log.slice(index, Index(index + 1), 1 << 62) if index <= log.last_index else ()
+        if not entries or entries[0].kind != EntryKind.MEMBERSHIP:
+            raise Violation(f"{node} goes by a membership of {index}, which its log does not hold")
+        known = self._memberships.get(entries[0].data)
+        if known is None:
+            known = self._memberships[entries[0].data] = Membership.decode(entries[0].data)
+        if known != log.membership:
+            raise Violation(f"{node} goes by another membership than entry {entries[0].id}")
 
     def _complete(self, node: NodeId, raw: RawNode) -> None:
         """Leader Completeness; by Log Matching the last committed entry stands for all."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from kvnode.errors import CorruptLog, KvnodeError, PeerUnreachable, Removed
 from kvnode.ports import Done
+from kvnode.raft.rawnode import RawNode
 from kvnode.raft.types import NodeId, Role
 from kvnode.replica.settings import ReplicaSettings
 from tests.simulation.bench import Bench, Client
@@ -91,6 +92,7 @@ class Simulation:
         )
         self.nodes = [SimNode(self.around, ordinal) for ordinal in range(self.swarm.machines)]
         self.bench.nodes = self.nodes
+        self.invariants.core_of = self._core_of
 
     # -- the surroundings ---------------------------------------------------------------------
 
@@ -119,6 +121,12 @@ class Simulation:
     def _new_node_id(self, name: str) -> str:
         self._ids += 1
         return f"{name}.{self._ids}"
+
+    def _core_of(self, node_id: NodeId) -> RawNode | None:
+        for node in self.nodes:
+            if node.replica is not None and node.replica.raft.id == node_id:
+                return node.replica.raft
+        return None
 
     def _disk_latency(self, rng: random.Random) -> float:
         swarm = self.swarm

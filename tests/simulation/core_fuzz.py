@@ -110,8 +110,13 @@ class CoreFuzz:
         members = tuple(Member(i, f"name-{i}", f"{i}:1") for i in ids)
         self.first = Membership(frozenset(ids), frozenset(), members, ())
         self.invariants.membership = self.first
+        self.invariants.core_of = self._core_of
         for node_id in ids:
             self._boot(node_id, self.first)
+
+    def _core_of(self, node_id: NodeId) -> RawNode | None:
+        node = self.nodes.get(node_id)
+        return node.raw if node is not None and node.up else None
 
     def _new_name(self) -> NodeId:
         self.names += 1

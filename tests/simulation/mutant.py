@@ -25,8 +25,8 @@ class Mutant:
     """Cluster net: the faults of its runs, each of weight one; none: what the seed draws."""
     workloads: tuple[str, ...] = ()
     """Cluster net: who works, each with weight five; none: what the seed draws."""
-    escapes: bool = False
-    """Known not to be found within ``seeds``: a gap of the nets, listed as such."""
+    equivalent: str = ""
+    """Why it does no harm, so that nothing can find it; if something does, this is no longer true."""
 
 
 def replacing(owner: Any, name: str, value: Any) -> Callable[[], Any]:
