@@ -80,9 +80,11 @@ class PeerFinder:
             membership = Membership(members=pledge.members)
         else:
             # Our membership may be old, or not there yet: a leader, or a candidate, that we do not know
-            # as a member needs our answers all the same (RC-20). Those who were removed do not.
+            # as a member needs our answers all the same (RC-20). Those who were removed do not; but a
+            # removal that is not committed may be one that just this leader is going to take back (RC-42).
             greeters = {hello.node_id for hello in replica.contact.greeters(replica.cluster_id)}
-            wanted |= greeters - frozenset(membership.removed)
+            log = replica.raft.log
+            wanted |= greeters - frozenset(log.membership_at(log.commit_index).removed)
         wanted.discard(replica.raft.id)
         peers = {
             node: replica.book.candidates(node, membership, replica.transport.hello.address)

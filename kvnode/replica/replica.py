@@ -170,6 +170,7 @@ class Replica:
         """When each save that the journal has not confirmed yet was queued."""
         self._ticked_at = scheduler.time()
         self._known: tuple[Role, Term, NodeId | None] = (Role.FOLLOWER, Term(0), None)
+        self._known_membership = self.raft.membership
         transport.handler = Listener(self)
         transport.is_removed = self.is_removed
 
@@ -528,7 +529,7 @@ class Replica:
                 self.transport.send(node, messages)
 
     def _notice_changes(self) -> None:
-        """Look at what the turn changed in who leads."""
+        """Look at what the turn changed in who leads and in who is a member."""
         raft = self.raft
         known = (raft.role, raft.term, raft.leader_id)
         if known != self._known:
@@ -538,6 +539,10 @@ class Replica:
             self.registrar.follow()
             if raft.leader_id is not None:
                 self.trace("leader_known", {"term": raft.term, "leader": raft.leader_id})
+            self.peers.refresh()
+        if raft.membership is not self._known_membership:
+            # Also one that was taken back with the log: who is no peer meanwhile gets no answers.
+            self._known_membership = raft.membership
             self.peers.refresh()
         if (self.desk.writes or self.desk.reads) and self.is_leader and not raft.is_transferring:
             self.wake()  # what stayed behind goes out as soon as there is somebody to take it

@@ -125,3 +125,24 @@ def test_a_nonsensical_answer_about_addresses_changes_nothing(answer: object) ->
     before = book.candidates(NodeId("n1"), machine.replica.raft.membership, "")
     assert not _take(book, [NodeId("n1")], answer)
     assert book.candidates(NodeId("n1"), machine.replica.raft.membership, "") == before
+
+
+def test_a_node_answers_a_leader_whose_removal_was_taken_back() -> None:
+    """The removal was never committed; it goes with the log (RC-42), and the leader is a peer again."""
+    cluster = Cluster(3).found()
+    lonely = cluster.led_by(0)
+    cluster.isolate(lonely)
+    raft = lonely.replica.raft
+    raft.propose_membership(raft.membership.without(NodeId("n2")))
+    lonely.replica.wake()
+    cluster.run(3.0)
+    lonely.replica.peers.refresh()
+    successor = cluster.machines[2]
+    successor.replica.raft.campaign()
+    successor.replica.wake()
+    cluster.until(lambda: successor.replica.is_leader and successor.replica.raft.has_term_commit)
+    cluster.network.heal()
+    answers = successor.write(b"k")
+    cluster.until(lambda: answers.calls)
+    cluster.until(lambda: lonely.replica.store.get(b"k") is not None)
+    assert peers(lonely) == ["n1", "n2"]
