@@ -133,9 +133,15 @@ def pod_specs(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
 
 
 def voters(objects: Sequence[Object]) -> Object:
-    """Return the StatefulSet of the voters."""
-    found = [o for o in objects if o["kind"] == "StatefulSet"]
-    return the([o for o in found if o["metadata"]["labels"][COMPONENT] == "server"], "StatefulSet")
+    """Return the StatefulSet of the voters; manifests by others label nothing."""
+    return the(
+        [o for o in objects if labels_of(o).get(COMPONENT, "server") == "server"], "StatefulSet"
+    )
+
+
+def labels_of(o: Object) -> Object:
+    """Return an object's labels."""
+    return dict(o["metadata"].get("labels") or {})
 
 
 def expanded(container: Object, **known: str) -> list[str]:

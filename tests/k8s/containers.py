@@ -223,6 +223,9 @@ class Network:
         for pod, address in hosts.items():
             arguments.append(f"--host-record={pod}.{self.domain},{address}")
             arguments.append(f"--srv-host=_raft._tcp.{self.domain},{pod}.{self.domain},8300")
+            # The client Service has one address that leads to any of them; a name with all of them will do.
+            name = self.service.removesuffix("-headless")
+            arguments.append(f"--host-record={name}.default.svc.cluster.local,{address}")
         self.dns = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def stop_dns(self) -> None:
@@ -251,6 +254,13 @@ def network(service: str = "kvnode-headless") -> Iterator[Network]:
         made.hub.wait()
 
 
+DNS_FLAGS = (
+    "--dns", f"{SUBNET}.1", "--dns-search", "default.svc.cluster.local", "--dns-search",
+    "svc.cluster.local", "--dns-search", "cluster.local", "--dns-option", "ndots:5",
+)  # fmt: skip
+"""As the kubelet writes a pod's resolv.conf."""
+
+
 # -- pods -------------------------------------------------------------------------------------------
 
 
@@ -276,9 +286,7 @@ class Pod:
         words = [word.replace("$(PODIP)", self.address) for word in self.words]
         podman(
             "run", "--detach", "--name", self.container, "--hostname", self.name,
-            "--network", f"ns:/proc/{self.holder.pid}/ns/net", "--dns", f"{SUBNET}.1",
-            "--dns-search", "default.svc.cluster.local", "--dns-search", "svc.cluster.local",
-            "--dns-search", "cluster.local", "--dns-option", "ndots:5",
+            "--network", f"ns:/proc/{self.holder.pid}/ns/net", *DNS_FLAGS,
             "--no-healthcheck", *self.flags, IMAGE, *words,
         )  # fmt: skip
 
@@ -326,29 +334,53 @@ class Pod:
         done = podman("exec", self.container, *words, check=check)
         return done.stdout
 
-    def http(self, path: str, *curl: str, port: int = 8500) -> tuple[int, str]:
+    def http(
+        self, path: str, *curl: str, port: int = 8500, scheme: str = "http"
+    ) -> tuple[int, str]:
         """Ask the pod over the network; (0, "") while nobody answers."""
         done = self.network.inside(
             str(program("curl")), "--silent", "--max-time", "20", "--write-out", "\n%{http_code}",
-            *curl, f"http://{self.address}:{port}{path}", check=False,
+            *curl, f"{scheme}://{self.address}:{port}{path}", check=False,
         )  # fmt: skip
         body, _, status = done.stdout.rpartition("\n")
         return int(status or 0), body
 
     def is_ready(self) -> bool:
-        return self.http("/health/ready")[0] == 200
+        """As the kubelet finds out: it does not look at the certificate."""
+        scheme = "https" if any(word.startswith("--tls-cert") for word in self.words) else "http"
+        return self.http("/health/ready", "--insecure", scheme=scheme)[0] == 200
 
 
-def flags_of(objects: list[Object], pod: str, folder: Path) -> tuple[list[str], list[str]]:
-    """Turn a StatefulSet's pod into what podman takes: (flags, arguments).
+Secrets = Mapping[str, Mapping[str, bytes]]
+"""Name of each Secret, and what is in it."""
 
-    ConfigMaps become folders, the ``data`` volume a folder that belongs to root and to the group that
-    ``fsGroup`` names, as the kubelet leaves it.
+
+@dataclass
+class World:
+    """What the kubelet would mount: the release's objects, its Secrets, and a folder for volumes."""
+
+    objects: list[Object]
+    folder: Path
+    secrets: Secrets = field(default_factory=dict)
+    claims: dict[str, Path] = field(default_factory=dict)
+    """Folder of each claim that is named; those of ``volumeClaimTemplates`` are made for each pod."""
+
+
+def flags_of(world: World, pod: str) -> tuple[list[str], list[str]]:
+    """Turn a StatefulSet's pod into what podman takes: (flags, arguments)."""
+    spec = voters(world.objects)["spec"]["template"]["spec"]
+    return container_of(world, pod, spec, spec["containers"][0])
+
+
+def container_of(
+    world: World, pod: str, spec: Object, container: Object
+) -> tuple[list[str], list[str]]:
+    """Turn one container of a pod into what podman takes: (flags, arguments).
+
+    ConfigMaps and Secrets become folders, the ``data`` volume a folder that belongs to root and to the group
+    that ``fsGroup`` names, as the kubelet leaves it. There is no API server: its folder is empty.
     """
-    stateful = voters(objects)
-    spec = stateful["spec"]["template"]["spec"]
-    container, context = spec["containers"][0], spec.get("securityContext", {})
-    own = container.get("securityContext", {})
+    context, own = spec.get("securityContext", {}), container.get("securityContext", {})
     flags = []
     if "runAsUser" in context:
         flags += ["--user", f"{context['runAsUser']}:{context['runAsGroup']}"]
@@ -361,21 +393,70 @@ def flags_of(objects: list[Object], pod: str, folder: Path) -> tuple[list[str], 
     if own.get("allowPrivilegeEscalation") is False:
         flags += ["--security-opt", "no-new-privileges"]
     known = {"POD_NAME": pod, "PODNAME": pod, "POD_NAMESPACE": "default", "NAMESPACE": "default"}
-    for name, value in known.items():
+    given = {v["name"]: v["value"] for v in container.get("env", []) if "value" in v}
+    # The unique id of a pod, and such.
+    other = {v["name"]: pod for v in container.get("env", []) if "value" not in v}
+    for name, value in (other | given | known).items():
         flags += ["--env", f"{name}={value}"]
     volumes = {v["name"]: v for v in spec.get("volumes", [])}
-    for number, mount in enumerate(container["volumeMounts"]):
-        place = folder / pod / f"{number}-{mount['name']}"
+    for number, mount in enumerate(container.get("volumeMounts", [])):
+        volume = volumes.get(mount["name"], {})
+        place = world.folder / pod / f"{number}-{mount['name']}"
+        if "persistentVolumeClaim" in volume:
+            claim = volume["persistentVolumeClaim"]["claimName"]
+            place = world.claims.get(claim, place)
         place.mkdir(parents=True, exist_ok=True)
-        if "configMap" in volumes.get(mount["name"], {}):
-            config_map = the(objects, "ConfigMap", volumes[mount["name"]]["configMap"]["name"])
-            for key, text in config_map["data"].items():
-                (place / key).write_text(text)
-        elif "fsGroup" in context:
-            os.chown(place, 0, context["fsGroup"])
-            place.chmod(0o2775)
-        else:
-            place.chmod(0o777)  # as an NFS provisioner leaves it
+        if not _fill(world, volume, place) and not mount.get("readOnly"):
+            if "fsGroup" in context:
+                os.chown(place, 0, context["fsGroup"])
+                place.chmod(0o2775)
+            else:
+                place.chmod(0o777)  # as an NFS provisioner leaves it
         mode = "ro" if mount.get("readOnly") else "rw"
         flags += ["--volume", f"{place}:{mount['mountPath']}:{mode}"]
-    return flags, expanded(container, **known, PODIP="$(PODIP)")
+    words = expanded(container, **(other | known | {"PODIP": "$(PODIP)"}))
+    if "command" in container:
+        first, *rest = container["command"]
+        return [*flags, "--entrypoint", first], [*rest, *words]
+    return flags, words
+
+
+def _fill(world: World, volume: Object, place: Path) -> bool:
+    """Write what a ConfigMap or a Secret holds; whether it is one."""
+    if "configMap" in volume:
+        config_map = the(world.objects, "ConfigMap", volume["configMap"]["name"])
+        for key, text in config_map["data"].items():
+            (place / key).write_text(text)
+        return True
+    if "secret" in volume:
+        wanted = volume["secret"]
+        paths = {item["key"]: item["path"] for item in wanted.get("items", [])}
+        for key, content in world.secrets[wanted["secretName"]].items():
+            if not paths or key in paths:
+                (place / paths.get(key, key)).write_bytes(content)
+        return True
+    return "projected" in volume
+
+
+def run_job(
+    world: World, net: Network, name: str, spec: Object, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the containers of a pod that ends by itself, in order; return how the last one ended."""
+    holder, _ = net.plug()
+    done = None
+    try:
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            flags, words = container_of(world, name, spec, container)
+            for variable, value in variables.items():
+                flags += ["--env", f"{variable}={value}"]
+            done = podman(
+                "run", "--rm", "--no-healthcheck", "--network", f"ns:/proc/{holder.pid}/ns/net",
+                *DNS_FLAGS, *flags, IMAGE, *words, check=False, timeout_s=150,
+            )  # fmt: skip
+            if done.returncode:
+                break
+    finally:
+        holder.kill()
+        holder.wait()
+    assert done is not None
+    return done

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,17 +15,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.k8s.charts import ROOT, Object, parsed, render
+from tests.k8s.api_server import ApiServer
+from tests.k8s.charts import ROOT, Object, parsed, render, the
 from tests.k8s.containers import (
     IMAGE,
-    SUBNET,
     Network,
     Pod,
+    World,
     build_image,
     flags_of,
     lacks_containers,
     network,
     podman,
+    program,
+    run_job,
     until,
 )
 
@@ -42,14 +48,14 @@ def image() -> None:
 class Cluster:
     """A StatefulSet's pods, and the controller's part in their lives."""
 
-    def __init__(self, objects: list[Object], folder: Path, net: Network, name: str) -> None:
-        self.objects, self.folder, self.net, self.name = objects, folder, net, name
+    def __init__(self, world: World, net: Network, name: str) -> None:
+        self.world, self.net, self.name = world, net, name
         self.pods: dict[int, Pod] = {}
 
     def start(self, *ordinals: int) -> None:
         for ordinal in ordinals:
             pod = f"{self.name}-{ordinal}"
-            flags, words = flags_of(self.objects, pod, self.folder)
+            flags, words = flags_of(self.world, pod)
             self.pods[ordinal] = Pod(pod, self.net, flags, words)
             self.pods[ordinal].start()
         self.publish()
@@ -89,9 +95,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster(objects: list[Object], folder: Path, service: str, name: str) -> Iterator[Cluster]:
+def cluster(world: World, service: str, name: str) -> Iterator[Cluster]:
     with network(service) as net:
-        made = Cluster(objects, folder, net, name)
+        made = Cluster(world, net, name)
         try:
             yield made
         finally:
@@ -102,7 +108,7 @@ def cluster(objects: list[Object], folder: Path, service: str, name: str) -> Ite
 @pytest.fixture
 def chart(tmp_path: Path) -> Iterator[Cluster]:
     """The chart's default cluster; no pod is started."""
-    with cluster(render("helm-4"), tmp_path, "kvnode-headless", "kvnode") as made:
+    with cluster(World(render("helm-4"), tmp_path), "kvnode-headless", "kvnode") as made:
         yield made
 
 
@@ -188,23 +194,7 @@ def test_three_empty_pods_become_a_cluster_that_survives_everything(
 
 def run_helm_test(chart: Cluster) -> None:
     """Run the pod of ``helm test`` with its own command, environment and user."""
-    flags, _ = flags_of(chart.objects, "kvnode-0", chart.folder)
-    test = next(o for o in chart.objects if o["kind"] == "Pod")["spec"]["containers"][0]
-    variables = {v["name"]: v.get("value", "a-value") for v in test["env"]}
-    # Names of Services are the cluster DNS's business; here the first pod stands for all.
-    variables["KVNODE_HTTP_ADDR"] = f"http://{chart.pods[0].address}:8500"
-    variables["PODS"] = " ".join(f"http://{pod.address}:8500" for pod in chart.pods.values())
-    safe = [f for f in flags if f.startswith("--read-only") or f == "--cap-drop" or f == "ALL"]
-    holder, _ = chart.net.plug()
-    try:
-        done = podman(
-            "run", "--rm", "--network", f"ns:/proc/{holder.pid}/ns/net", "--dns", f"{SUBNET}.1", *safe,
-            *[word for name, value in variables.items() for word in ("--env", f"{name}={value}")],
-            "--entrypoint", test["command"][0], IMAGE, *test["command"][1:], check=False, timeout_s=120,
-        )  # fmt: skip
-    finally:
-        holder.kill()
-        holder.wait()
+    done = run_job(chart.world, chart.net, "kvnode-test", the(chart.world.objects, "Pod")["spec"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "handed over to" in done.stdout
     assert done.stdout.endswith("kvnode works\n")
@@ -296,7 +286,7 @@ def test_a_hand_written_consul_manifest_comes_up_with_nothing_but_the_image_chan
 ) -> None:
     """Kubernetes guide §7.1, pods one after another as OrderedReady starts them."""
     objects = parsed((ROOT / "k8s/examples/consul/consul.yaml").read_text())
-    with cluster(objects, tmp_path, "consul", "consul") as made:
+    with cluster(World(objects, tmp_path), "consul", "consul") as made:
         for ordinal in range(3):
             made.start(ordinal)
         made.ready()
@@ -318,7 +308,7 @@ def test_a_hand_written_consul_manifest_comes_up_with_nothing_but_the_image_chan
 
 def test_a_volume_that_cannot_be_written_is_said(chart: Cluster, tmp_path: Path) -> None:
     """As of an NFS export for root only: the log says what is wrong, the code is not 0."""
-    flags, words = flags_of(chart.objects, "kvnode-0", tmp_path)
+    flags, words = flags_of(chart.world, "kvnode-0")
     (volume,) = (tmp_path / "kvnode-0").glob("*-data")
     os.chown(volume, 0, 0)
     volume.chmod(0o755)
@@ -331,3 +321,113 @@ def test_a_volume_that_cannot_be_written_is_said(chart: Cluster, tmp_path: Path)
         assert "this process (user 10001" in said
     finally:
         pod.remove()
+
+
+# -- with everything switched on ---------------------------------------------------------------------
+
+SECURE = {
+    "tls": {"enabled": True},
+    "peerSecret": {"generate": True},
+    "backup": {"enabled": True, "existingClaim": "backups", "keep": 2},
+    "restore": {"enabled": True, "existingClaim": "backups"},
+}
+
+
+def make_secrets(objects: list[Object], folder: Path) -> dict[str, dict[str, bytes]]:
+    """Let the chart's Job make the Secrets, with its own arguments and rights, at a stand-in API server."""
+    job = the(objects, "Job", "kvnode-secrets")["spec"]["template"]["spec"]
+    role = the(objects, "Role", "kvnode-secrets")
+    rights = {
+        (verb, resource, name)
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
+    }
+
+    async def make() -> dict[str, dict[str, bytes]]:
+        async with ApiServer(folder) as api:
+            account = api.account("job", *rights)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "kvnode", *job["containers"][0]["args"],
+                "--kubernetes-api", api.url, "--kubernetes-credentials", str(account),
+            )  # fmt: skip
+            assert await process.wait() == 0
+            names = [name for kind, name in api.objects if kind == "secrets"]
+            return {name: api.secret(name) for name in names}
+
+    return asyncio.run(make())
+
+
+def test_with_tls_and_a_secret_everything_goes_on_as_before(tmp_path: Path) -> None:
+    """Boot, ``helm test``, ``kubectl exec``, backups, new addresses, and a restore into another release."""
+    objects = render("helm-4", SECURE)
+    backups = tmp_path / "backups"
+    world = World(objects, tmp_path, make_secrets(objects, tmp_path / "api"), {"backups": backups})
+    assert world.secrets.keys() == {"kvnode-tls", "kvnode-tls-ca", "kvnode-peer-secret"}
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(world.secrets["kvnode-tls"]["ca.crt"])
+
+    def ask(pod: Pod, path: str, *words: str) -> tuple[int, str]:
+        done = pod.network.inside(
+            str(program("curl")), "--silent", "--max-time", "20", "--write-out", "\n%{http_code}", *words,
+            "--cacert", str(ca), "--resolve", f"kvnode:8500:{pod.address}", f"https://kvnode:8500{path}",
+            check=False,
+        )  # fmt: skip
+        body, _, status = done.stdout.rpartition("\n")
+        return int(status or 0), body
+
+    with cluster(world, "kvnode-headless", "kvnode") as made:
+        made.start(0, 1, 2)
+        made.ready()
+        assert made.members() == {f"kvnode-{n}": True for n in range(3)}
+        assert ask(made.pods[0], "/kv/a", "--data-binary", "b")[0] == 200
+        assert ask(made.pods[2], "/kv/a") == (200, "b")
+        assert made.pods[1].http("/kv/a")[0] in (0, 400), "plain HTTP on the TLS port"
+        run_helm_test(made)
+
+        job = the(objects, "CronJob", "kvnode-backup")["spec"]["jobTemplate"]["spec"]
+        for _ in range(3):
+            done = run_job(world, made.net, "backup", job["template"]["spec"])
+            assert done.returncode == 0, done.stdout + done.stderr
+            time.sleep(1.1)  # the file's name is the second
+        kept = sorted(backups.glob("*.snap"))
+        assert len(kept) == 2
+        assert not list(backups.glob("*.part"))
+
+        for ordinal in (0, 1, 2):
+            made.pods.pop(ordinal).kill()
+        made.publish()
+        made.start(0, 1, 2)
+        made.ready()
+        assert ask(made.pods[1], "/kv/a") == (200, "b")
+
+    # Another release, empty: restored from the newest file, and not a second time.
+    other = World(objects, tmp_path / "other", world.secrets, {"backups": backups})
+    restore = the(objects, "Job", "kvnode-restore")["spec"]["template"]["spec"]
+    with cluster(other, "kvnode-headless", "kvnode") as made:
+        made.start(0, 1, 2)
+        made.ready()
+        done = run_job(other, made.net, "restore", restore)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ask(made.pods[2], "/kv/a") == (200, "b")
+        done = run_job(other, made.net, "restore", restore)
+        assert done.returncode == 1
+        assert "holds keys already" in done.stderr
+
+
+def test_the_load_test_job_says_what_it_measured(chart: Cluster) -> None:
+    """k8s/load-test against the chart's cluster, shortened."""
+    job = the(parsed((ROOT / "k8s/load-test/job.yaml").read_text()), "Job")
+    spec = job["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    container["args"] = [
+        "--duration=3" if word.startswith("--duration") else word for word in container["args"]
+    ]
+    chart.start(0, 1, 2)
+    chart.ready()
+    done = run_job(chart.world, chart.net, "load", spec)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["verified"]["lost"] == []
+    assert result["operations"]["put"]["answered"] > 100

@@ -123,7 +123,9 @@ http{{ if include "kvnode.https" . }}s{{ end }}
 {{- $spaced = append $spaced (printf "%s-leader" (include "kvnode.fullname" .)) -}}
 {{- end -}}
 {{- range $name := $spaced -}}
-{{- $names = concat $names (list $name (printf "%s.%s" $name $.Release.Namespace) (printf "%s.%s.svc" $name $.Release.Namespace) (printf "%s.%s.svc.%s" $name $.Release.Namespace $.Values.clusterDomain)) -}}
+{{- /* A star before a single label is one that OpenSSL does not honour. */ -}}
+{{- if not (hasPrefix "*" $name) }}{{ $names = append $names $name }}{{ end -}}
+{{- $names = concat $names (list (printf "%s.%s" $name $.Release.Namespace) (printf "%s.%s.svc" $name $.Release.Namespace) (printf "%s.%s.svc.%s" $name $.Release.Namespace $.Values.clusterDomain)) -}}
 {{- end -}}
 {{- toYaml (concat $names .Values.tls.extraNames) -}}
 {{- end -}}
