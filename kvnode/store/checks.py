@@ -5,6 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 
 from kvnode.errors import CorruptLog
+from kvnode.store.change_records import (
+    change_bytes,
+    decode_change,
+    decode_change_key,
+    decode_revision,
+    decode_revision_key,
+)
 from kvnode.store.control import Event, decode_autopilot, decode_event
 from kvnode.store.control_commands import EVENTS_KEPT
 from kvnode.store.once import decode_count, decode_kept
@@ -41,13 +48,10 @@ from kvnode.store.records import (
     TREE_GRAVES,
     TTLS,
     Meta,
-    decode_change,
-    decode_change_key,
     decode_delay,
     decode_grave,
     decode_key,
     decode_order_key,
-    decode_revision_key,
     decode_session,
     mark_of,
     ttl_of,
@@ -55,7 +59,6 @@ from kvnode.store.records import (
 from kvnode.store.registry_checks import RegistryAudit
 from kvnode.store.restore import DONE_KEY, HEAD_KEY, PIECES, read_note
 from kvnode.store.store import Store, read_meta
-from kvnode.store.tables import history_bytes
 
 _REGISTRY = frozenset({NODES, SERVICES, CHECKS, INDEXES, BY_NAME, BY_SERVICE, BOUND})
 
@@ -98,8 +101,8 @@ class _Audit:
         self._delays: dict[bytes, int] = {}
         self._delay_order: dict[bytes, int] = {}
         self._restore: dict[bytes, bytes] = {}
-        self._changes: set[tuple[bytes, int]] = set()
-        self._revisions: set[tuple[bytes, int]] = set()
+        self._changes: set[tuple[bytes, int, int]] = set()
+        self._revisions: set[tuple[bytes, int, int]] = set()
         self._change_bytes = 0
         self._timed: dict[bytes, bytes] = {}
         self._ttls: dict[bytes, bytes] = {}
@@ -142,7 +145,7 @@ class _Audit:
         elif table == CHANGES:
             self._change(raw, record)
         elif table == REVISIONS:
-            self._revisions.add(decode_revision_key(raw))
+            self._revision(raw, record)
         elif table == TTLS:
             self._ttls[raw[1:]] = record
         elif table == ONCE:
@@ -200,11 +203,16 @@ class _Audit:
 
     def _change(self, raw: bytes, row: bytes) -> None:
         index, key = decode_change_key(raw)
-        self._changes.add((key, index))
-        self._change_bytes += history_bytes(raw, row)
-        old = decode_change(raw, row)[1]
+        size = decode_change(raw, row)
+        self._changes.add((key, index, size))
+        self._change_bytes += change_bytes(raw, size)
         if not self.meta.history_floor < index <= self.meta.kv_index:
             self.problems.append(f"the change of {key!r} at {index} is outside of the window")
+
+    def _revision(self, raw: bytes, row: bytes) -> None:
+        key, index = decode_revision_key(raw)
+        self._revisions.add((key, index, len(row)))
+        old = decode_revision(raw, row)[1]
         if old and mark_of(KV + key, old[MARK_BYTES:]) != old[:MARK_BYTES]:
             self.problems.append(f"the old record of {key!r} at {index} does not match its mark")
         if old and decode_key(KV + key, old).modify_index >= index:

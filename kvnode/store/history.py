@@ -17,29 +17,24 @@ the row itself. The old records keep their marks, which are checked wherever a s
 from __future__ import annotations
 
 from contextlib import closing
-from itertools import islice
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from kvnode.errors import Compacted
-from kvnode.store.commands import Result, TrimHistory
-from kvnode.store.engine import Engine
-from kvnode.store.records import (
-    CHANGES,
-    KV,
-    KVPair,
-    Meta,
+from kvnode.store.change_records import (
+    INDEX_MAX,
+    change_bytes,
     change_key,
     change_stop,
     decode_change,
     decode_change_key,
-    decode_key,
+    decode_revision,
     decode_revision_key,
-    key_range,
     revision_key,
 )
-from kvnode.store.tables import Transaction, history_bytes
-
-_INDEX_MAX: Final = (1 << 64) - 1
+from kvnode.store.commands import Result, TrimHistory
+from kvnode.store.engine import Engine
+from kvnode.store.records import CHANGES, KV, KVPair, Meta, decode_key, key_range
+from kvnode.store.tables import Transaction
 
 
 class Position(NamedTuple):
@@ -103,9 +98,7 @@ def trim_history(tx: Transaction, index: int, command: TrimHistory) -> Result:
     forgotten = 0
     if tx.history_rows and upto > tx.history_floor:
         start = change_stop(tx.history_floor)  # what lies below is gone, and would only cost time
-        for raw, row in tx.scan(start, change_stop(upto)):
-            tx.forget(raw, row, *decode_change_key(raw))
-            forgotten += 1
+        forgotten = tx.forget(tx.scan(start, change_stop(upto)))
     if command.recording and not tx.recording:
         upto = index  # nothing that was done meanwhile is known
     tx.recording = command.recording
@@ -154,7 +147,7 @@ def changes(
     read = size = 0
     complete = whole = True
     with closing(engine.scan(start, change_stop(meta.applied_index))) as found:
-        for raw, record in found:
+        for raw, _ in found:
             index, key = decode_change_key(raw)
             if read >= rows_max or size >= bytes_max:
                 complete, whole = False, index != position.index
@@ -162,8 +155,9 @@ def changes(
             read += 1
             position = Position(index, key)
             if key.startswith(prefix):
-                size += len(record)
-                rows.append(_Row(index, key, *decode_change(raw, record)))
+                row = _Row(index, key, *_revision(engine, key, index))
+                size += len(row.record)
+                rows.append(row)
     told = _with_news(engine, rows, bytes_max)
     if len(told) < len(rows):
         last = rows[len(told) - 1]
@@ -216,24 +210,19 @@ def _became(engine: Engine, key: bytes, index: int) -> KVPair | None:
     if pair is not None and pair.modify_index == index:
         return pair
     start = revision_key(key, index + 1)
-    stop = revision_key(key, _INDEX_MAX)
-    with closing(engine.scan(start, stop)) as found:
+    with closing(engine.scan(start, revision_key(key, INDEX_MAX))) as found:
         following = next(found, None)
     if following is None:
         return pair
-    return _former(engine, key, decode_revision_key(following[0])[1])
-
-
-def _former(engine: Engine, key: bytes, index: int) -> KVPair | None:
-    """Return what a key was before its change at ``index``."""
-    record = _change(engine, key, index)[1]
+    record = decode_revision(*following)[1]
     return decode_key(KV + key, record) if record else None
 
 
-def _change(engine: Engine, key: bytes, index: int) -> tuple[int, bytes]:
-    raw = change_key(index, key)
+def _revision(engine: Engine, key: bytes, index: int) -> tuple[int, bytes]:
+    """Return what changed a key at ``index``, and its record before."""
+    raw = revision_key(key, index)
     row = engine.get(raw)
-    return decode_change(raw, row if row is not None else b"")
+    return decode_revision(raw, row if row is not None else b"")
 
 
 def as_of(engine: Engine, meta: Meta, key: bytes, index: int) -> KVPair | None:
@@ -256,27 +245,22 @@ def history(engine: Engine, meta: Meta, key: bytes, limit: int, bytes_max: int) 
     pair = None if record is None else decode_key(KV + key, record)
     found: list[Revision] = []
     size = 0
-    for index in _indexes(engine, key, limit) if meta.recording else ():
-        if len(found) >= limit or (found and size > bytes_max):
-            return Revisions(tuple(found), False)
-        cause, old = _change(engine, key, index)
-        former = decode_key(KV + key, old) if old else None
-        if pair is not None or former is not None:
-            found.append(Revision(index, cause, pair))
-            size += len(pair.value) if pair is not None else 0
-        pair = former
+    start, stop = revision_key(key, 0), revision_key(key, INDEX_MAX)
+    with closing(engine.scan(start, stop, reverse=True)) as rows:
+        for raw, row in rows if meta.recording else ():
+            if len(found) >= limit or (found and size > bytes_max):
+                return Revisions(tuple(found), False)
+            cause, old = decode_revision(raw, row)
+            former = decode_key(KV + key, old) if old else None
+            if pair is not None or former is not None:
+                found.append(Revision(decode_revision_key(raw)[1], cause, pair))
+                size += len(pair.value) if pair is not None else 0
+            pair = former
     if pair is not None:
         if len(found) >= limit:
             return Revisions(tuple(found), False)
         found.append(Revision(pair.modify_index, 0, pair))
     return Revisions(tuple(found), True)
-
-
-def _indexes(engine: Engine, key: bytes, limit: int) -> list[int]:
-    """Return at which indexes a key changed, the newest first, and one more than asked for."""
-    start, stop = revision_key(key, 0), revision_key(key, _INDEX_MAX)
-    with closing(engine.scan(start, stop, reverse=True)) as rows:
-        return [decode_revision_key(raw)[1] for raw, _ in islice(rows, limit + 1)]
 
 
 def trim_bound(engine: Engine, meta: Meta, rows: int, size: int, at_most: int) -> int:
@@ -297,5 +281,5 @@ def trim_bound(engine: Engine, meta: Meta, rows: int, size: int, at_most: int) -
             bound = index
             count += 1
             rows -= 1
-            size -= history_bytes(raw, row)
+            size -= change_bytes(raw, decode_change(raw, row))
     return bound

@@ -14,7 +14,6 @@ from hashlib import blake2b
 from struct import Struct
 from struct import error as StructError
 from typing import Final, NamedTuple
-from zlib import crc32
 
 from kvnode.errors import CorruptLog
 
@@ -44,11 +43,11 @@ PARAMETERS: Final = b"p"
 EVENTS: Final = b"v"
 """The newest events: ``v`` + index as 8 big-endian bytes -> event record, see ``control``."""
 CHANGES: Final = b"c"
-"""Changes of keys by index: ``c`` + index as 8 big-endian bytes + key -> what did it, and the key's
-record as it was before. At most one per key and index: what an entry does to a key in several steps is
-one change. Not in the digest, see ``kvnode.store.history``."""
+"""Changes of keys by index: ``c`` + index as 8 big-endian bytes + key -> size of its revision. At most one
+per key and index: what an entry does to a key in several steps is one change."""
 REVISIONS: Final = b"r"
-"""The same by key: ``r`` + length of the key as 4 big-endian bytes + key + index as 8 -> empty. Derived."""
+"""The same by key: ``r`` + length of the key as 4 big-endian bytes + key + index as 8 -> what did it, and the
+key's record before. Neither is in the digest, see ``change_records`` and ``history``."""
 TTLS: Final = b"x"
 """Keys that expire: ``x`` + key -> index at which their time began, and nanoseconds. Derived from the key
 records, so that a leader finds them without reading all keys."""
@@ -132,12 +131,6 @@ DELAY_BYTES: Final = MARK_BYTES + DELAY_BODY.size
 LOCK_DELAY_MAX_NS: Final = 60_000_000_000
 """A longer lock-delay acts as this one (spec §5.1)."""
 
-CHANGE_VERSION: Final = 1
-CHANGE_HEAD: Final = Struct("<BBI")
-"""Version, cause, checksum; then the key's former record, empty when there was none. That record has a
-mark of its own, so the checksum is only over the raw key, the cause, and the record's length."""
-_CHANGE_SUM: Final = Struct("<IBI")
-
 META_VERSION: Final = 3
 _META: Final = Struct("<BQQQQQ16sQQBQQQ")
 _META_2: Final = Struct("<BQQQQQ16sQQ")
@@ -146,7 +139,6 @@ _META_1: Final = Struct("<BQQQQQ16s")
 """Version 1, from before there were sessions."""
 _LENGTH: Final = Struct("<I")
 _ORDER: Final = Struct(">Q")
-_WIDTH: Final = Struct(">I")
 _INDEX_MAX: Final = (1 << 64) - 1
 
 
@@ -460,71 +452,6 @@ def decode_meta(record: bytes) -> Meta:
     ):
         raise CorruptLog(f"the store's meta record contradicts itself: {meta}")
     return meta
-
-
-def change_key(index: int, key: bytes) -> bytes:
-    """Return the row of ``CHANGES`` for a key that changed at ``index``."""
-    return CHANGES + _ORDER.pack(index) + key
-
-
-def change_stop(upto: int) -> bytes:
-    """Return the first raw key of ``CHANGES`` above every change up to ``upto``."""
-    return CHANGES + _ORDER.pack(upto + 1)
-
-
-def decode_change_key(raw: bytes) -> tuple[int, bytes]:
-    """Return index and key, the inverse of ``change_key``.
-
-    Raises:
-        CorruptLog: The row is too short.
-    """
-    if len(raw) < 9:
-        raise CorruptLog(f"the change {raw!r} is too short")
-    index: int = _ORDER.unpack_from(raw, 1)[0]
-    return index, raw[9:]
-
-
-def decode_change(raw: bytes, record: bytes) -> tuple[int, bytes]:
-    """Return what caused a change, and the key's record before it; empty: there was none.
-
-    Raises:
-        CorruptLog: It is no change of a known version.
-    """
-    if len(record) < CHANGE_HEAD.size or record[0] != CHANGE_VERSION:
-        raise CorruptLog(f"the change {raw!r} has an unknown form")
-    _, cause, checksum = CHANGE_HEAD.unpack_from(record)
-    if checksum != _change_sum(raw, cause, len(record) - CHANGE_HEAD.size):
-        raise CorruptLog(f"the change {raw!r} does not match its checksum")
-    return cause, record[CHANGE_HEAD.size :]
-
-
-def encode_change(raw: bytes, cause: int, old: bytes) -> bytes:
-    """Build a row of ``CHANGES``, the inverse of ``decode_change``."""
-    return CHANGE_HEAD.pack(CHANGE_VERSION, cause, _change_sum(raw, cause, len(old))) + old
-
-
-def _change_sum(raw: bytes, cause: int, size: int) -> int:
-    return crc32(_CHANGE_SUM.pack(len(raw), cause, size), crc32(raw))
-
-
-def revision_key(key: bytes, index: int) -> bytes:
-    """Return the row of ``REVISIONS`` for a key that changed at ``index``.
-
-    The key's length stands before it, so that no other key's rows lie between its own.
-    """
-    return b"%b%b%b%b" % (REVISIONS, _WIDTH.pack(len(key)), key, _ORDER.pack(index))
-
-
-def decode_revision_key(raw: bytes) -> tuple[bytes, int]:
-    """Return key and index, the inverse of ``revision_key``.
-
-    Raises:
-        CorruptLog: The row is not as long as it says.
-    """
-    if len(raw) < 13 or len(raw) != 13 + _WIDTH.unpack_from(raw, 1)[0]:
-        raise CorruptLog(f"the revision {raw!r} is not as long as it says")
-    index: int = _ORDER.unpack_from(raw, len(raw) - 8)[0]
-    return raw[5:-8], index
 
 
 def successor(prefix: bytes) -> bytes | None:

@@ -17,6 +17,13 @@ from typing import Final
 from zlib import crc32
 
 from kvnode.errors import CorruptLog, InvariantBroken
+from kvnode.store.change_records import (
+    change_bytes,
+    decode_change,
+    decode_change_key,
+    decode_revision,
+    decode_revision_key,
+)
 from kvnode.store.engine import Engine, EngineSnapshot, Write
 from kvnode.store.records import (
     BOUND,
@@ -46,15 +53,12 @@ from kvnode.store.records import (
     TREE_GRAVES,
     TTLS,
     Meta,
-    decode_change,
-    decode_change_key,
     decode_meta,
     decode_session,
     encode_meta,
     mark_of,
 )
 from kvnode.store.registry_records import bound_keys
-from kvnode.store.tables import history_bytes
 
 CHUNK_BYTES: Final = 256 * 1024
 """A chunk is closed once its rows have reached this size; one large row can make it larger."""
@@ -208,7 +212,7 @@ class _Loader:
         self._tables = dict.fromkeys(sorted(TABLES), 0)
         self._digest = 0
         self._locked = 0
-        self._changed = 0
+        self._changed = self._revision_bytes = 0
         self._oldest = 1 << 64
         self._timed = 0
         self._bound = 0
@@ -231,11 +235,15 @@ class _Loader:
             elif table == SESSIONS:
                 self._bound += len(bound_keys(decode_session(key, value)))
         elif table == CHANGES:
-            self._changed += history_bytes(key, value)
-            record = decode_change(key, value)[1]
+            size = decode_change(key, value)
+            self._revision_bytes -= size
+            self._changed += change_bytes(key, size)
             self._oldest = min(self._oldest, decode_change_key(key)[0])
-            if record and mark_of(KV + key[9:], record[MARK_BYTES:]) != record[:MARK_BYTES]:
-                raise CorruptLog(f"the old record of {key[9:49]!r} does not match its mark")
+        elif table == REVISIONS:
+            self._revision_bytes += len(value)
+            name, record = decode_revision_key(key)[0], decode_revision(key, value)[1]
+            if record and mark_of(KV + name, record[MARK_BYTES:]) != record[:MARK_BYTES]:
+                raise CorruptLog(f"the old record of {name[:40]!r} does not match its mark")
         self._tables[table] += 1
         self._batches.put(key, value)
 
@@ -263,7 +271,7 @@ class _Loader:
                 raise CorruptLog(f"the snapshot should hold {expected} {name} and holds {found}")
         if self._oldest <= meta.history_floor:
             raise CorruptLog("the snapshot's history begins before it says")
-        if self._changed != meta.history_bytes:
+        if self._changed != meta.history_bytes or self._revision_bytes:
             raise CorruptLog("the snapshot's history is not as long as it says")
         if self._digest & DIGEST_MASK != meta.digest:
             raise CorruptLog("the snapshot's rows do not add up to its digest")

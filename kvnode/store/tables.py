@@ -11,10 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from heapq import merge
+from struct import Struct
+from zlib import crc32
 
+from kvnode.store.change_records import (
+    CHANGE_OVERHEAD,
+    REVISION_HEAD,
+    REVISION_VERSION,
+    change_bytes,
+    decode_change,
+    encode_revision,
+)
 from kvnode.store.engine import Engine, Rows, Write
 from kvnode.store.records import (
-    CHANGE_HEAD,
     DELAY_ORDER,
     DELAYS,
     DIGEST_MASK,
@@ -27,16 +36,13 @@ from kvnode.store.records import (
     TTLS,
     Meta,
     Session,
-    change_key,
     decode_delay,
     decode_grave,
     decode_session,
-    encode_change,
     encode_delay,
     encode_grave,
     encode_meta,
     order_key,
-    revision_key,
 )
 from kvnode.store.registry_records import Check
 
@@ -49,8 +55,6 @@ TtlChange = tuple[bytes, int, int]
 SessionChange = tuple[int, str, Session | None]
 """Index, id, and the session when it began, None when it ended."""
 
-_REVISION_OVERHEAD = 4
-"""What a row of the order by key is longer than the change itself."""
 CheckChange = tuple[int, Check]
 """Index, and a check that was written, be it the same; one without a status was removed."""
 
@@ -61,11 +65,10 @@ _COUNTED = tuple(name for name in Meta._fields if name != "applied_index")
 """What a part of a batch hands back when it is merged."""
 
 _from_bytes = int.from_bytes
-
-
-def history_bytes(raw: bytes, row: bytes) -> int:
-    """How much a change counts towards the bound on history: its rows in both tables."""
-    return 2 * len(raw) + len(row) + _REVISION_OVERHEAD
+_order = Struct(">Q").pack
+_width = Struct(">I").pack
+_size = Struct("<I").pack
+_revision_head = REVISION_HEAD.pack
 
 
 class Transaction:
@@ -200,22 +203,39 @@ class Transaction:
         last cause.
         """
         overlay = self.overlay
-        raw = change_key(index, key)
-        known = overlay.get(raw)
-        if known is not None:
-            overlay[raw] = encode_change(raw, cause, known[CHANGE_HEAD.size :])
+        # Every write comes here: the functions of ``change_records``, without calls.
+        at = _order(index)
+        raw = b"r" + _width(len(key)) + key + at
+        if raw in overlay:
+            self._record_again(raw, cause)
             return
-        overlay[raw] = row = encode_change(raw, cause, b"" if old is None else old)
-        overlay[revision_key(key, index)] = b""
+        if old is None:
+            old = b""
+        size = len(old)
+        checksum = crc32(raw, (size << 8 | cause) & 0xFFFFFFFF)
+        overlay[raw] = _revision_head(REVISION_VERSION, cause, checksum) + old
+        size += REVISION_HEAD.size
+        overlay[b"c" + at + key] = _size(size)
         self.history_rows += 1
-        self.history_bytes += history_bytes(raw, row)
+        self.history_bytes += 2 * (9 + len(key)) + size + CHANGE_OVERHEAD
 
-    def forget(self, raw: bytes, row: bytes, index: int, key: bytes) -> None:
-        """Drop one change; ``raw`` and ``row`` are its own, ``index`` and ``key`` what they hold."""
-        self.overlay[raw] = None
-        self.overlay[revision_key(key, index)] = None
-        self.history_rows -= 1
-        self.history_bytes -= history_bytes(raw, row)
+    def _record_again(self, raw: bytes, cause: int) -> None:
+        known = self.overlay[raw]
+        assert known is not None, "nothing is forgotten in the entry that did it"
+        self.overlay[raw] = encode_revision(raw, cause, known[REVISION_HEAD.size :])
+
+    def forget(self, rows: Rows) -> int:
+        """Drop changes, given as ``scan`` gives them; return their number."""
+        overlay = self.overlay
+        forgotten = size = 0
+        for raw, row in rows:
+            overlay[raw] = None
+            overlay[b"r" + _width(len(raw) - 9) + raw[9:] + raw[1:9]] = None
+            size += change_bytes(raw, decode_change(raw, row))
+            forgotten += 1
+        self.history_rows -= forgotten
+        self.history_bytes -= size
+        return forgotten
 
     def bury(self, table: bytes, key: bytes, index: int) -> None:
         """Leave a tombstone, in the place of an older one (spec §2.3)."""

@@ -18,7 +18,7 @@ from zlib import crc32
 import pytest
 
 from kvnode.errors import CorruptLog
-from kvnode.store import records
+from kvnode.store import change_records, records
 from kvnode.store.commands import Command, KvDelete, KvDeleteTree, KvSet
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.snapshot import load
@@ -27,10 +27,11 @@ from tests.fuzz.machinery import CASES, INTERESTING, QUICK_CASES, fuzz, mutate, 
 
 DECODERS: list[Callable[..., Any]] = [
     function
-    for name, function in inspect.getmembers(records, inspect.isfunction)
+    for module in (records, change_records)
+    for name, function in inspect.getmembers(module, inspect.isfunction)
     if name.startswith("decode_")
 ]
-"""Every decoder of the module, also those still to come."""
+"""Every decoder of the modules, also those still to come."""
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvnode.errors import Compacted, CorruptLog
+from kvnode.store.change_records import revision_key
 from kvnode.store.checks import check
 from kvnode.store.commands import (
     Command,
@@ -22,7 +23,7 @@ from kvnode.store.commands import (
 )
 from kvnode.store.engine import Engine
 from kvnode.store.history import Change, Position
-from kvnode.store.records import DELETE, RELEASE, Cause, change_key, decode_meta, encode_meta
+from kvnode.store.records import DELETE, RELEASE, Cause, decode_meta, encode_meta
 from kvnode.store.store import Store
 
 WHO = "7a0e3f62-0c4d-4a44-8e0e-5d6f3f1f0a77"
@@ -250,7 +251,7 @@ def test_a_stored_value_stands_in_the_window_once(store: Store) -> None:
 
 def test_a_damaged_change_is_refused(engine: Engine, store: Store) -> None:
     fill(store, KvSet(b"a", b"1"), KvSet(b"a", b"2"))
-    raw = change_key(2, b"a")
+    raw = revision_key(b"a", 2)
     row = engine.get(raw)
     assert row is not None
     for bad in (b"", row[:3], b"\x09" + row[1:], row[:1] + b"\x07" + row[2:], row[:-1]):

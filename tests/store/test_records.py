@@ -60,17 +60,18 @@ def test_the_form_on_disk_is_what_it_was() -> None:
         b"m": ("03" + index_3 + index_3 + index_3 + index_1 + none)
         + "9f9764909aa2d43e585c3658dd8853d9"
         + (none + none)
-        + ("01" + none + index_3 + "8c00000000000000"),
+        + ("01" + none + index_3 + "9800000000000000"),
         # Version, cause, checksum; the record before.
-        b"c" + bytes(7) + b"\x01a": "0101" + "5ac63745",
-        b"c" + bytes(7) + b"\x02b": "0101" + "581be237",
-        b"c" + bytes(7) + b"\x03b": "0104"
-        + "c27bae64"
+        b"r" + bytes(3) + b"\x01a" + bytes(7) + b"\x01": "0101" + "16216894",
+        b"r" + bytes(3) + b"\x01b" + bytes(7) + b"\x02": "0101" + "694cec34",
+        b"r" + bytes(3) + b"\x01b" + bytes(7) + b"\x03": "0104"
+        + "f64a6da0"
         + "b55e7a71f3dbb010a4739bf25d916d3e"
         + ("0100" + index_2 + index_2 + none + none),
-        b"r" + bytes(3) + b"\x01a" + bytes(7) + b"\x01": "",
-        b"r" + bytes(3) + b"\x01b" + bytes(7) + b"\x02": "",
-        b"r" + bytes(3) + b"\x01b" + bytes(7) + b"\x03": "",
+        # Size of the revision.
+        b"c" + bytes(7) + b"\x01a": "06000000",
+        b"c" + bytes(7) + b"\x02b": "06000000",
+        b"c" + bytes(7) + b"\x03b": "38000000",
         b"o" + bytes(7) + b"\x03gb": "",
     }
     assert int("c63f3c0c4a37bf4fb9964d9139d0303a", 16) + int(

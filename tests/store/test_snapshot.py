@@ -196,9 +196,12 @@ def test_rows_that_do_not_belong_are_refused_although_the_checksum_is_right() ->
     at = next(number for number, (raw, _) in enumerate(rows) if raw.startswith(b"k"))
     exchanged = [*rows[:at], (rows[at][0], rows[at + 1][1]), *rows[at + 1 :]]
     assert "mark" in refused([forged(exchanged), end])
-    at = next(number for number, (raw, _) in enumerate(rows) if raw.startswith(b"c"))
+    at = next(number for number, (raw, _) in enumerate(rows) if raw.startswith(b"r"))
     exchanged = [*rows[:at], (rows[at][0], rows[at + 1][1]), *rows[at + 1 :]]
     assert "checksum" in refused([forged(exchanged), end])
+    at = next(number for number, (raw, _) in enumerate(rows) if raw.startswith(b"c"))
+    longer = [*rows[:at], (rows[at][0], b"9999"), *rows[at + 1 :]]
+    assert "not as long" in refused([forged(longer), end])
     assert "rows" in refused([forged(rows[1:]), end])
     assert "form" in refused([chunks[0], forged([], 2)])
     assert "meta" in refused([chunks[0], forged([(bytes(8), b"nonsense")], 2)])
