@@ -193,7 +193,9 @@ class Agent:
                 resolve=resolver(config),
                 tls=security.peers,
                 secrets=security.secrets,
-                settings=TransportSettings(accepted_max=files.peers),
+                settings=TransportSettings(
+                    accepted_max=files.peers, handshakes_max=files.handshakes
+                ),
             )
             security.on_secrets = partial(setattr, transport, "secrets")
             parts.push_async_callback(security.stop)
@@ -250,6 +252,7 @@ class Agent:
                     settings=replace(
                         http_settings(config),
                         connections_max=min(config.http_connections_max, files.clients),
+                        handshakes_max=files.handshakes,
                         spool_dir=data_dir.spool_path,
                         spool_reserve_bytes=2 * reserve,
                     ),

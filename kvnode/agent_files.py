@@ -17,6 +17,8 @@ _OWN_MAX = 1024
 """Kept for the log, the engine's tables and what else the node opens; at most half of the limit."""
 _PEERS_MAX = 512
 _PEERS_SHARE = 8
+_HANDSHAKES_MAX = 256
+_HANDSHAKES_SHARE = 32
 _FEW = 4096
 
 
@@ -27,13 +29,16 @@ class FileBounds(NamedTuple):
     """Connections served at a time; as many again are accepted to be told so."""
     peers: int
     """Connections accepted on the peer port."""
+    handshakes: int
+    """Connections of either port that are still shaking hands, for TLS; as many for each port."""
 
 
 def file_bounds(limit: int) -> FileBounds:
     """Divide a limit on open files."""
     own = min(_OWN_MAX, limit // 2)
     peers = max(16, min(_PEERS_MAX, limit // _PEERS_SHARE))
-    return FileBounds(max(1, (limit - own - peers) // 2), peers)
+    handshakes = max(8, min(_HANDSHAKES_MAX, limit // _HANDSHAKES_SHARE))
+    return FileBounds(max(1, (limit - own - peers - 2 * handshakes) // 2), peers, handshakes)
 
 
 def raise_file_limit() -> int:

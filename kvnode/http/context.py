@@ -47,6 +47,8 @@ class HttpSettings:
     """Whole head of a request. A longer one is 431."""
     connections_max: int = 10_000
     """Above it a new connection is told so and closed."""
+    handshakes_max: int = 256
+    """Connections whose TLS handshake is under way; the oldest gives way."""
     requests_max: int = 8_192
     """Requests in progress on all connections."""
     pending_bytes_max: int = 64 * 1024 * 1024

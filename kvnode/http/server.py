@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 _HANDSHAKE_S = 10.0
 """For a client to begin its handshake, and to end it."""
-_HANDSHAKES_MAX = 512
-"""At a time; the oldest gives way."""
 _PLAIN_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
     b"Client sent an HTTP request to an HTTPS server.\n"
@@ -82,7 +80,7 @@ class HttpServer:
                 self._tls_refused,
                 plain_answer=lambda: _PLAIN_ANSWER,
                 handshake_timeout_s=_HANDSHAKE_S,
-                waiting_max=_HANDSHAKES_MAX,
+                waiting_max=self._settings.handshakes_max,
             )
             await listener.start(host, port, _BACKLOG)
             self._server = listener

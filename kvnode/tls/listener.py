@@ -18,7 +18,7 @@ from typing import Any
 
 HANDSHAKE_BYTE = 0x16
 """The first byte of a TLS connection: a record of the handshake (RFC 8446 §5.1)."""
-_ACCEPTS_PER_TURN = 64
+_ACCEPTS_PER_TURN = 16
 _PAUSE_S = 0.5
 """How long nothing is accepted when the process has no file descriptor left."""
 _LINGER_S = 1.0
@@ -74,6 +74,10 @@ class TlsListener:
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
         self._waiting: dict[asyncio.Task[None], None] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Those that gave way, until they have ended."""
+        self._under_way = 0
+        """Sockets that these hold."""
         self._timers: set[asyncio.TimerHandle] = set()
         self.port = 0
         """The port, once started."""
@@ -118,8 +122,8 @@ class TlsListener:
 
     async def wait_closed(self) -> None:
         """Wait until no handshake is under way."""
-        if self._waiting:
-            await asyncio.wait(list(self._waiting))
+        if self._under_way:
+            await asyncio.wait([*self._waiting, *self._leaving])
 
     @property
     def waiting(self) -> int:
@@ -130,6 +134,8 @@ class TlsListener:
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
+            if self._under_way >= self._waiting_max + _ACCEPTS_PER_TURN:
+                return  # those that gave way hold their sockets until the next turn
             try:
                 accepted, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -144,9 +150,13 @@ class TlsListener:
                 self._admit(accepted, str(address[0])), name="tls handshake"
             )
             self._waiting[task] = None
+            self._under_way += 1
             task.add_done_callback(self._ended)
             if len(self._waiting) > self._waiting_max:
-                next(iter(self._waiting)).cancel()
+                oldest = next(iter(self._waiting))
+                del self._waiting[oldest]
+                self._leaving.add(oldest)
+                oldest.cancel()
 
     def _pause(self, listening: socket.socket) -> None:
         self._loop.remove_reader(listening)
@@ -159,7 +169,9 @@ class TlsListener:
         self._timers.add(timer)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way -= 1
         self._waiting.pop(task, None)
+        self._leaving.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler(
                 {"message": "a TLS handshake failed unexpectedly", "exception": error, "task": task}

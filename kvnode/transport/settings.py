@@ -28,6 +28,8 @@ class TransportSettings:
     """Accepted connections, in all."""
     strangers_max: int = 128
     """Accepted connections that have not introduced themselves; the oldest gives way."""
+    handshakes_max: int = 128
+    """Accepted connections whose TLS handshake is under way; the oldest gives way."""
     resolve_timeout_s: float = 2.0
     connect_timeout_s: float = 1.0
     """For one IP address; the addresses of a peer are tried side by side."""

@@ -530,7 +530,7 @@ class TcpTransport:
             allow_plain=lambda: not tls.required,
             handshake_timeout_s=self.settings.greet_timeout_s,
             shutdown_timeout_s=self.settings.greet_timeout_s,
-            waiting_max=self.settings.strangers_max,
+            waiting_max=self.settings.handshakes_max,
         )
 
     def _handshake_failed(self, refusal: HandshakeRefusal) -> None:

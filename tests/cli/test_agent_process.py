@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.tls.conftest import Files
+
 pytestmark = pytest.mark.chaos
 
 Start = Callable[..., Any]
@@ -214,3 +216,19 @@ def test_a_consul_manifests_flags_start_a_node(start: Start, tmp_path: Path) -> 
     assert node.event("config_folder_read")
     copy = (tmp_path / "log" / "kvnode.log").read_text()
     assert "node_started" in copy
+
+
+def test_a_certificate_that_no_peer_would_accept_is_exit_code_2(
+    start: Start, tmp_path: Path
+) -> None:
+    """Nothing was opened, so nothing is left behind."""
+    files = Files(tmp_path / "tls")
+    files.issue(server=False)
+    data = tmp_path / "never"
+    node = start(
+        f"--data-dir={data}", f"--tls-cert-file={files.cert}", f"--tls-key-file={files.key}",
+        f"--tls-ca-file={files.ca}",
+    )  # fmt: skip
+    assert node.process.wait(20) == 2
+    assert "for servers and for clients" in node.event("settings_refused")["error"]
+    assert not data.exists()

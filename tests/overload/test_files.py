@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
 
 from kvnode.agent_files import file_bounds
 from tests.chaos.processes import Node, free_ports, running
+from tests.tls.conftest import Files
 
 
 @pytest.mark.parametrize("limit", [64, 256, 1024, 4096, 20_000, 1 << 20])
@@ -17,7 +19,8 @@ def test_the_limit_is_never_all_for_others(limit: int) -> None:
     bounds = file_bounds(limit)
     assert bounds.clients >= 1
     if limit >= 256:
-        assert 2 * bounds.clients + bounds.peers <= limit - min(limit // 2, 1024)
+        others = 2 * bounds.clients + bounds.peers + 2 * bounds.handshakes
+        assert others <= limit - min(limit // 2, 1024)
 
 
 class Confined(Node):
@@ -32,14 +35,24 @@ class Confined(Node):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
-async def test_idle_clients_do_not_stop_a_node_with_few_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_idle_clients_do_not_stop_a_node_with_few_files(tmp_path: Path, secure: bool) -> None:
     """256 idle connections were enough: the engine could not open its next file, and the node ended."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2000:
         pytest.skip("too few files for the test itself")
     ports = free_ports(2)
     flags = ["--bootstrap-expect", "1", "--write-buffer-bytes", "65536", "--log-entries-max", "100"]
     node = Confined("kvnode-0", tmp_path / "n", ports[0], ports[1], flags)
-    async with running([node]) as made:
+    tls = None
+    if secure:  # they do not even shake hands
+        files = Files(tmp_path / "tls")
+        files.issue()
+        node.flags += [
+            f"--tls-{name}-file={getattr(files, name)}" for name in ("cert", "key", "ca")
+        ]
+        node.scheme = "https"
+        tls = ssl.create_default_context(cafile=files.ca)
+    async with running([node], tls) as made:
         await made.leader()
         await made.ready()
         assert node.events("file_limit_is_low")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import ssl
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,8 +20,17 @@ from kvnode.transport.peer_tls import PeerTls
 from kvnode.transport.secret import parse_secrets
 from kvnode.transport.tcp import TcpTransport
 from tests.tls.conftest import Files
+from tests.transport.conftest import QUICK
 
+PATIENT = replace(QUICK, greet_timeout_s=5.0, connect_timeout_s=5.0)
+"""On a busy machine a first try that ran out of time would be all that is logged for ten seconds."""
 SERVICE = "*.kvnode.test.svc.cluster.local"
+
+
+@pytest.fixture
+def net(net):
+    net.start = partial(net.start, settings=PATIENT)
+    return net
 
 
 def contexts(files, **kwargs):
@@ -244,7 +254,7 @@ async def test_tls_is_introduced_node_by_node(net, node_files):
 
 
 async def test_idle_and_broken_handshakes_are_bounded(net, node_files):
-    settings = net.quick.__class__(**{**_fields(net.quick), "strangers_max": 4})
+    settings = replace(QUICK, handshakes_max=4)
     a = await net.start("a", tls=tls(node_files()), settings=settings)
     idle = [await asyncio.open_connection("127.0.0.1", a.port) for _ in range(12)]
     await net.until(lambda: a._tls_listener.waiting == 4)
@@ -264,10 +274,6 @@ async def test_idle_and_broken_handshakes_are_bounded(net, node_files):
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-
-
-def _fields(settings):
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
 async def test_a_probe_that_says_nothing_is_no_event(net, node_files):

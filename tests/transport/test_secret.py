@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +15,18 @@ from kvnode.transport import framing
 from kvnode.transport.framing import HEADER_BYTES, pack_frame, unpack_frame, unpack_hello_frame
 from kvnode.transport.handshake import Lane, Refusal, hello_frame, parse_refused, refused_frame
 from kvnode.transport.secret import Proof, Secrets, challenge_frame, parse_proof, parse_secrets
+from tests.transport.conftest import QUICK
 
+PATIENT = replace(QUICK, greet_timeout_s=5.0, connect_timeout_s=5.0)
+"""On a busy machine a first try that ran out of time would be all that is logged for ten seconds."""
 ONE, TWO = "first-secret-0123456789", "second-secret-0123456789"
 FRAME = pack_frame((framing.HELLO, "who I am"))
+
+
+@pytest.fixture
+def net(net):
+    net.start = partial(net.start, settings=PATIENT)
+    return net
 
 
 def secret(*lines):
