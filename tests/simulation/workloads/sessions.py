@@ -199,11 +199,14 @@ class Sessions(Workload):
     # -- the log ------------------------------------------------------------------------------
 
     def committed(self, index: int, command: Command, value: Value) -> None:
+        if self.bench.oracle.session_index() == index and not isinstance(command, SessionCreate):
+            # Whatever ended it: its own entry, or the end of what it was tied to.
+            for life in self._lives.values():
+                if life.ended is None and self.bench.oracle.session(life.session_id) is None:
+                    self._ended(index, life)
         match command:
             case SessionCreate():
                 self._began(command)
-            case SessionDestroy(session_id):
-                self._ended(index, session_id)
             case KvLock():
                 self._locked(index, command, value)
             case KvUnlock(key, _, session):
@@ -227,15 +230,12 @@ class Sessions(Workload):
                 self.bench.now,
             )
 
-    def _ended(self, index: int, session_id: str) -> None:
-        life = self._lives.get(session_id)
-        if life is None or life.ended is not None:
-            return
+    def _ended(self, index: int, life: _Life) -> None:
         now = self.bench.now
         life.ended = now
         if not self._may_end(life, now):
             raise Violation(f"{index}: {life} was ended although nobody may")
-        for key in [key for key, holder in self._holders.items() if holder == session_id]:
+        for key in [key for key, holder in self._holders.items() if holder == life.session_id]:
             del self._holders[key]
             if life.delay_s:
                 self._delays[key] = (index, now, life.delay_s)
