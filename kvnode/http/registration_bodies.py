@@ -280,11 +280,12 @@ def _catalog_service(members: Members, node: str) -> Service | None:
 
 
 def _check_catalog_service(members: Members, service: Service) -> None:
-    if not service.name:
-        what = " with ID" if service.service_id else ""
-        raise Refusal(500, f"Must provide service name{what}")
+    if service.service_id and not service.name:
+        raise Refusal(500, "Must provide service name with ID")
     if _is_any(service.address):
         raise Refusal(500, "Invalid service address")
+    if not service.name:
+        raise Refusal(500, "Must provide service name")
     _refuse_mesh(_members(members.get("Service")))
 
 

@@ -282,7 +282,7 @@ def set_check(tx: Transaction, index: int, check: Check, *, keep_status: bool = 
         if service is None:
             raise _Refusal(_no_service(check))
         check = check._replace(service_name=service.name, service_tags=service.tags)
-    if keep_status and found is not None and found.type == check.type:
+    if keep_status and found is not None:
         check = check._replace(status=found.status, output=found.output)
     if check.status == CRITICAL:
         _end_sessions(tx, index, check.node, check.check_id)

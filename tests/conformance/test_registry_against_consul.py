@@ -7,6 +7,7 @@ compared in sequences of their own, and an agent's sequence looks only at the ag
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -21,7 +22,7 @@ from tests.conformance.wire import Answer, Wire
 
 pytestmark = pytest.mark.chaos
 
-NODES = ["n1", "N1", "n2", "n-3"]
+NODES = ["n1", "n2", "n-3"]
 SERVICES = ["web", "Web", "db"]
 CHECKS = ["c1", "C2", "service:web"]
 UUIDS = ["", "", "40e4a748-2192-161a-0510-9bf59fe950b5", "50e4a748-2192-161a-0510-9bf59fe950b5"]
@@ -61,8 +62,9 @@ def without_servers(document: Any) -> Any:
     if isinstance(document, dict):
         for item in document.values():
             if isinstance(item, dict) and "CheckID" in item:
-                # Consul's agent keeps the service's tags as they were; here they are the present ones.
+                # Consul's agent keeps them as they were; here they are the service's present ones.
                 item.pop("ServiceTags", None)
+                item.pop("ServiceName", None)
         if all(isinstance(value, list) for value in document.values()) and "Checks" not in document:
             return {name: sorted(tags) for name, tags in document.items()}  # catalog/services
         return document
@@ -79,7 +81,9 @@ def wanted_difference(target: str, body: str, theirs: Answer, mine: Answer) -> b
 
     Not asked: an id that goes to another service. Consul then moves only the index of the new one, and who
     waits for the old one is never told that it has lost an instance. And the very same check again, which in
-    Consul 1.8.7 leaves the check alone and moves the index of all checks.
+    Consul 1.8.7 leaves the check alone and moves the index of all checks. Nor no tags after an empty list of
+    them, which is a change there, nor a node's own id with its name in another case, which loses all that is
+    registered on it.
     """
     if theirs.status == mine.status == 500 and b"primary index" in theirs.body:
         return True  # a service or check without a name: ours says so
@@ -107,7 +111,7 @@ def service_members(chance: random.Random) -> dict[str, Any]:
     ids = {"web": ["", "web-1"], "Web": ["web", "web-1"], "db": ["", "x/y"]}
     members: dict[str, Any] = {"Service": service, "ID": chance.choice(ids[service])}
     if chance.random() < 0.5:
-        members["Tags"] = chance.sample(["a", "B", "c"], chance.randint(0, 3))
+        members["Tags"] = chance.sample(["a", "B", "c"], chance.randint(1, 3))
     if chance.random() < 0.5:
         members["Port"] = chance.choice([0, 80])
     if chance.random() < 0.3:
@@ -265,6 +269,17 @@ def agent_requests(seed: int, count: int) -> Iterator[tuple[str, str, str]]:
         yield "GET", f"/v1/agent/service/{chance.choice(['none', ''])}", ""
 
 
+async def synchronised(consul: Wire) -> None:
+    """Wait until Consul's agent has told the catalog of its own node, which moves indexes."""
+    async with asyncio.timeout(60):
+        while True:
+            found = (await consul("GET", "/v1/catalog/node/kvnode-0")).json
+            await consul.close()
+            if found and found["Node"]["TaggedAddresses"]:
+                return
+            await asyncio.sleep(0.1)
+
+
 async def compare(consul: Wire, ours: Wire, asked: Iterator[tuple[str, str, str]]) -> list[str]:
     sides = [RegistrySide(Wire(consul.host, consul.port)), RegistrySide(ours)]
     differences = []
@@ -280,6 +295,7 @@ async def compare(consul: Wire, ours: Wire, asked: Iterator[tuple[str, str, str]
 async def test_random_registrations_have_the_same_answers(
     consul: Wire, ours: Wire, seed: int
 ) -> None:
+    await synchronised(consul)
     # What is read before the first registration is the server's, whose age differs.
     for wire in (consul, ours):
         await wire("PUT", "/v1/catalog/register", b'{"Node":"n0","Address":"a"}')
