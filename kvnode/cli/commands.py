@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kvnode.cli import bench, changes, dev, kubernetes, kv, operator, tls
+from kvnode.cli import bench, changes, dev, kubernetes, kv, operator, snapshot, tls
 from kvnode.cli.tls_options import add_tls_options
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(kv.app, name="kv")
 app.command("bench")(bench.bench)
 app.command("members")(operator.members)
 app.add_typer(operator.app, name="operator")
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(tls.app, name="tls")
 app.add_typer(kubernetes.app, name="kubernetes")
 

@@ -1,0 +1,96 @@
+"""Whole archives through HTTP: streams, so that neither end holds one in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import IO, Any, Final, NamedTuple
+
+import aiohttp
+from yarl import URL
+
+from kvnode.client.failures import from_answer, from_exception
+from kvnode.errors import KvnodeError, PeerUnreachable
+
+PIECE_BYTES: Final = 256 << 10
+PATH: Final = "/v1/snapshot"
+
+
+class Connection(NamedTuple):
+    """What a transfer needs of its client."""
+
+    session: aiohttp.ClientSession
+    bases: Sequence[URL]
+    """Tried in turn until one can be connected to."""
+    timeout: aiohttp.ClientTimeout
+    tls: Any
+    """``ssl`` of an aiohttp request."""
+    server_name: str | None
+
+
+async def save(connection: Connection, sink: Callable[[bytes], None], *, stale: bool) -> int:
+    """Receive an archive; return the index of its state. See ``KvnodeClient.save_snapshot``."""
+    query = {"stale": ""} if stale else {}
+
+    async def receive(response: aiohttp.ClientResponse) -> int:
+        async for piece in response.content.iter_chunked(PIECE_BYTES):
+            sink(piece)
+        return _number(response.headers.get("X-Consul-Index"))
+
+    return await _anywhere(connection, "GET", query, lambda: None, receive)
+
+
+async def restore(
+    connection: Connection, archive: IO[bytes], size: int, progress: Callable[[int], None]
+) -> int:
+    """Send an archive; return the index of the restore. See ``KvnodeClient.restore_snapshot``."""
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        archive.seek(0)
+        while data := await asyncio.to_thread(archive.read, PIECE_BYTES):
+            yield data
+            progress(len(data))
+
+    async def receive(response: aiohttp.ClientResponse) -> int:
+        await response.read()
+        return _number(response.headers.get("X-Kvnode-Index"))
+
+    length = {"Content-Length": str(size)}
+    return await _anywhere(connection, "PUT", {}, pieces, receive, length)
+
+
+async def _anywhere(
+    connection: Connection,
+    method: str,
+    query: dict[str, str],
+    body: Callable[[], Any],
+    receive: Callable[[aiohttp.ClientResponse], Any],
+    headers: dict[str, str] | None = None,
+) -> int:
+    """Ask the first node that can be connected to, once."""
+    failure: KvnodeError = PeerUnreachable("no address given", took_effect="no")
+    for base in connection.bases:
+        try:
+            async with connection.session.request(
+                method,
+                base.with_path(PATH).with_query(query),
+                data=body(),
+                headers=headers,
+                timeout=connection.timeout,
+                allow_redirects=False,
+                ssl=connection.tls,
+                server_hostname=connection.server_name if base.scheme == "https" else None,
+            ) as response:
+                if response.status != 200:
+                    raise from_answer(response.status, await response.read())
+                index: int = await receive(response)
+                return index
+        except (aiohttp.ClientError, TimeoutError) as error:
+            failure = from_exception(error, str(base))
+            if not isinstance(failure, PeerUnreachable) or failure.took_effect != "no":
+                raise failure from error
+    raise failure
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
