@@ -28,6 +28,15 @@ PADDING_BYTES_MAX: Final = 1 << 20
 """Zero bytes after the end that are overlooked: other programs' tars have some."""
 READ_BYTES: Final = 256 << 10
 GZIP_LEVEL: Final = 5
+_FILE: Final = "failed to read snapshot file"
+_READING: Final = f"{_FILE}: failed reading snapshot"
+_STAGES: Final = {
+    META: f"{_FILE}: failed to read snapshot metadata",
+    STATE: f"{_FILE}: failed to read or write snapshot data",
+    SUMS: f"{_FILE}: failed to read snapshot hashes",
+}
+_INTEGRITY: Final = f"{_FILE}: failed checking integrity of snapshot:"
+"""The words are Consul's, as far as it has any."""
 _BLOCK: Final = 512
 _END: Final = bytes(2 * _BLOCK)
 
@@ -134,35 +143,37 @@ def open_container(
     Raises:
         BadArchive: It is no archive, damaged, cut off, or holds what must not be there.
     """
+    _check_gzip(archive)
     stream = _Stream(archive)
     small: dict[str, bytes] = {}
     digests: dict[str, str] = {}
     size = 0
     while True:
+        stream.stage = _READING
         header = stream.take(_BLOCK)
         if header == bytes(_BLOCK):
             break
         name, length = _read_header(header)
         if name in digests:
-            raise BadArchive(f'failed to read snapshot file: "{name}" is there twice')
+            raise BadArchive(f'{_FILE}: "{name}" is there twice')
+        stream.stage = _STAGES[name]
         if name == STATE:
             if length > state_bytes_max:
                 raise BadArchive(
-                    f"failed to read snapshot file: state.bin has {length} bytes, "
-                    f"at most {state_bytes_max} are unpacked"
+                    f"{_FILE}: state.bin has {length} bytes, at most {state_bytes_max} are unpacked"
                 )
             digests[name], size = _copy(stream, length, state, may_write), length
         else:
             limit = META_BYTES_MAX if name == META else SUMS_BYTES_MAX
             if length > limit:
-                raise BadArchive(f"failed to read snapshot file: {name} has {length} bytes")
+                raise BadArchive(f"{_FILE}: {name} has {length} bytes")
             small[name] = stream.take(length)
             digests[name] = hashlib.sha256(small[name]).hexdigest()
         stream.skip(-length % _BLOCK)
     stream.finish()
     for name in (META, STATE, SUMS):
         if name not in digests:
-            raise BadArchive(f'failed to read snapshot file: "{name}" is missing')
+            raise BadArchive(f'{_INTEGRITY} file missing for "{name}"')
     _check_sums(small[SUMS], digests)
     state.seek(0)
     return Container(_decode_meta(small[META]), state, size)
@@ -172,12 +183,12 @@ def _read_header(header: bytes) -> tuple[str, int]:
     try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "replace")
     except (tarfile.TarError, ValueError) as error:
-        raise BadArchive(f"failed to read snapshot file: archive/tar: {error}") from error
+        raise BadArchive(f"{_READING}: archive/tar: invalid tar header") from error
     if not member.isreg() or member.name not in (META, STATE, SUMS):
         shown = json.dumps(member.name[:100])
-        raise BadArchive(f"failed to read snapshot file: unexpected file {shown} in snapshot")
+        raise BadArchive(f"{_FILE}: unexpected file {shown} in snapshot")
     if member.size < 0:
-        raise BadArchive("failed to read snapshot file: archive/tar: invalid tar header")
+        raise BadArchive(f"{_READING}: archive/tar: invalid tar header")
     return member.name, member.size
 
 
@@ -194,20 +205,19 @@ def _copy(stream: _Stream, length: int, target: IO[bytes], may_write: Callable[[
 
 
 def _check_sums(sums: bytes, digests: dict[str, str]) -> None:
-    wrong = "failed checking integrity of snapshot:"
     listed: dict[str, str] = {}
     for line in sums.decode("utf-8", "replace").splitlines():
         digest, separator, name = line.partition("  ")
         if not separator:
-            raise BadArchive(f"{wrong} SHA256SUMS is not readable")
+            raise BadArchive(f"{_INTEGRITY} SHA256SUMS is not readable")
         if name not in (META, STATE):
-            raise BadArchive(f"{wrong} list entry for unknown file {json.dumps(name[:100])}")
+            raise BadArchive(f"{_INTEGRITY} list missing hash for {json.dumps(name[:100])}")
         listed[name] = digest.strip().lower()
     for name in (META, STATE):
         if name not in listed:
-            raise BadArchive(f'{wrong} list missing hash for "{name}"')
+            raise BadArchive(f'{_INTEGRITY} file missing for "{name}"')
         if listed[name] != digests[name]:
-            raise BadArchive(f'{wrong} hash check failed for "{name}"')
+            raise BadArchive(f'{_INTEGRITY} hash check failed for "{name}"')
 
 
 def _decode_meta(document: bytes) -> Meta:
@@ -232,7 +242,7 @@ def _decode_meta(document: bytes) -> Meta:
             version,
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise BadArchive(f"failed to decode snapshot metadata: {error}") from error
+        raise BadArchive(f"{_FILE}: failed to decode snapshot metadata: {error}") from error
 
 
 def _number(value: dict[str, Any], name: str) -> int:
@@ -242,23 +252,37 @@ def _number(value: dict[str, Any], name: str) -> int:
     return number
 
 
+def _check_gzip(archive: IO[bytes]) -> None:
+    """Tell a file that is no gzip at all from one that is damaged further in, as Consul does."""
+    start = archive.read(10)
+    archive.seek(0)
+    why = "" if start.startswith(b"\x1f\x8b\x08") else "gzip: invalid header"
+    if len(start) < 10:
+        why = "unexpected EOF" if start else "EOF"
+    if why:
+        raise BadArchive(f"failed to decompress snapshot: {why}")
+
+
 class _Stream:
     """What comes out of the gzip, a bounded part at a time."""
 
     def __init__(self, archive: IO[bytes]) -> None:
         self._file = gzip.GzipFile(fileobj=archive, mode="rb")
+        self.stage = _READING
+        """What is being read, for the text of a refusal."""
 
     def read(self, size: int) -> bytes:
         """Return up to ``size`` bytes; none at the end."""
         try:
             return self._file.read(size)
         except EOFError as error:
-            raise BadArchive("failed to decompress snapshot: unexpected EOF") from error
+            raise BadArchive(f"{self.stage}: unexpected EOF") from error
         except gzip.BadGzipFile as error:
-            text = "gzip: invalid header" if "Not a gzipped" in str(error) else f"gzip: {error}"
-            raise BadArchive(f"failed to decompress snapshot: {text}") from error
+            known = "CRC" in str(error) or "length" in str(error)
+            why = "invalid checksum" if known else "invalid header"
+            raise BadArchive(f"{self.stage}: gzip: {why}") from error
         except (zlib.error, OSError) as error:
-            raise BadArchive(f"failed to decompress snapshot: {error}") from error
+            raise BadArchive(f"{self.stage}: {error}") from error
 
     def take(self, size: int) -> bytes:
         """Return exactly ``size`` bytes."""
@@ -266,14 +290,12 @@ class _Stream:
         while len(data) < size:
             more = self.read(size - len(data))
             if not more:
-                what = (
-                    "decompress snapshot: EOF" if not data else "read snapshot file: unexpected EOF"
-                )
-                raise BadArchive(f"failed to {what}")
+                raise BadArchive(f"{self.stage}: unexpected EOF")
             data += more
         return data
 
     def skip(self, size: int) -> None:
+        """Pass over ``size`` bytes."""
         if size:
             self.take(size)
 
@@ -283,4 +305,4 @@ class _Stream:
         while data := self.read(min(READ_BYTES, left + 1)):
             left -= len(data)
             if left < 0 or data.count(0) != len(data):
-                raise BadArchive("failed to read snapshot file: there is more after its end")
+                raise BadArchive(f"{_FILE}: there is more after its end")

@@ -49,6 +49,9 @@ _TYPE_MAX: Final = 127
 _ARRAY_MAX: Final = 1 << 20
 _MAP_MAX: Final = 1 << 16
 
+_UNREADABLE: Final = (ValueError, TypeError, msgpack.UnpackException, RecursionError)
+"""What msgpack raises over bytes that are none; a map as the name of a member is a ``TypeError``."""
+
 Fields = dict[Any, Any]
 
 
@@ -116,7 +119,7 @@ class Reader:
                 if unpacker.tell() != at:
                     raise BadArchive(f"state.bin ends inside a record, at {at}") from None
                 return
-            except (ValueError, msgpack.UnpackException) as error:
+            except _UNREADABLE as error:
                 raise BadArchive(f"state.bin is not readable at {at}: {error}") from error
             if type(kind) is not int or not 0 <= kind <= _TYPE_MAX or unpacker.tell() != at + 1:
                 raise BadArchive(f"state.bin has no record at {at}")
@@ -134,7 +137,7 @@ class Reader:
             return self._unpacker.unpack()
         except msgpack.OutOfData:
             raise BadArchive(f"state.bin ends inside {what}") from None
-        except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        except _UNREADABLE as error:
             raise BadArchive(f"{what} of state.bin is not readable: {error}") from error
 
     def _skip(self, at: int) -> None:
@@ -142,7 +145,7 @@ class Reader:
             self._unpacker.skip()
         except msgpack.OutOfData:
             raise BadArchive(f"state.bin ends inside the record at {at}") from None
-        except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        except _UNREADABLE as error:
             raise BadArchive(f"the record at {at} of state.bin is not readable: {error}") from error
 
 

@@ -211,6 +211,8 @@ BAD: dict[str, bytes] = {
     "only a type": state([]) + b"\x02",
     "a type that is a text": state([]) + pack(b"x") + pack({}),
     "a type above 127": state([]) + b"\xcc\xe4" + pack({b"a": 1}),
+    "a map as a name": state([]) + b"\x02\x81\x80\x01",
+    "a map as a name where a type should be": state([]) + b"\x81\x80\x01",
     "a key that is a list": state([(2, [1])]),
     "a key without bytes": state([key(b"a", Key=5)]),
     "a value without bytes": state([key(b"a", Value=[1])]),

@@ -86,7 +86,7 @@ def test_what_is_skipped_is_said(run: Run, file: Path) -> None:
 def test_a_bad_archive_is_exit_code_1_and_is_not_sent(run: Run, file: Path, command: str) -> None:
     run("kv", "put", "snapshot/kept", "x")
     for data, reason in (
-        (b"hello", "gzip: invalid header"),
+        (b"hello, world", "gzip: invalid header"),
         (archive()[:-30], "unexpected EOF"),
         (archive(state([key(b"a"), key(b"a")])), "twice"),
     ):

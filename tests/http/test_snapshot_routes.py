@@ -109,8 +109,8 @@ async def test_what_is_no_archive_changes_nothing(node: Node) -> None:
     count = len(node.replica.commands)
     for body, reason in (
         (b"", "failed to decompress snapshot: EOF"),
-        (b"hello", "failed to decompress snapshot: gzip: invalid header"),
-        (archive()[:-9], "failed to decompress snapshot: unexpected EOF"),
+        (b"hello, world", "failed to decompress snapshot: gzip: invalid header"),
+        (archive()[:8], "failed to decompress snapshot: unexpected EOF"),
         (archive(state([key(b"a"), key(b"a")])), "the key b'a' is there twice"),
     ):
         answer = await node.wire("PUT", PATH, body)
