@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import IO, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 from urllib.parse import quote, unquote
 
 import aiohttp
 from yarl import URL
 
-from kvnode.client import results, snapshots
+from kvnode.client import results
 from kvnode.client.failures import from_answer, from_exception
 from kvnode.client.feed import ChangeFeed
 from kvnode.client.results import Answer, History, KVPair, Member, Page, RaftPeer
+from kvnode.client.snapshots import Connection, SnapshotCalls
 from kvnode.client.tls import ClientTls
 from kvnode.errors import BadRequest, KvnodeError, NotNow, PeerUnreachable
 
@@ -32,7 +33,7 @@ class _Reply(NamedTuple):
     body: bytes
 
 
-class KvnodeClient:
+class KvnodeClient(SnapshotCalls):
     """A client of one cluster. Use it as an async context manager, from one event loop.
 
     Args:
@@ -402,41 +403,9 @@ class KvnodeClient:
             query.append(("readmit-after", f"{round(readmit_s * 1000)}ms"))
         await self._ask("DELETE", "/v1/operator/raft/peer", query)
 
-    async def save_snapshot(
-        self, sink: Callable[[bytes], None], *, stale: bool = False, timeout_s: float = 600.0
-    ) -> int:
-        """Receive everything as Consul's snapshot archive, piece by piece, and return its index.
-
-        Args:
-            sink: Called with each piece, in order. What it got before an error is worth nothing.
-            stale: The asked node's own state, also without a leader.
-            timeout_s: For all of it.
-        """
-        return await snapshots.save(self._transfer(timeout_s), sink, stale=stale)
-
-    async def restore_snapshot(
-        self,
-        archive: IO[bytes],
-        size: int,
-        *,
-        progress: Callable[[int], None] = lambda _size: None,
-        timeout_s: float = 600.0,
-    ) -> int:
-        """Replace everything in the cluster by what an archive holds; return at which index.
-
-        Args:
-            archive: Can be sought; read from its beginning.
-            size: Its bytes.
-            progress: Called with the number of bytes sent just now.
-            timeout_s: For all of it.
-        """
-        return await snapshots.restore(self._transfer(timeout_s), archive, size, progress)
-
-    def _transfer(self, timeout_s: float) -> snapshots.Connection:
+    def _streaming(self, timeout_s: float) -> Connection:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=self._connect_timeout_s)
-        return snapshots.Connection(
-            self._open(), self._bases, timeout, self._ssl, self._server_name
-        )
+        return Connection(self._open(), self._bases, timeout, self._ssl, self._server_name)
 
     # -- the loop -----------------------------------------------------------------------------------
 

@@ -94,3 +94,40 @@ async def _anywhere(
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 0
+
+
+class SnapshotCalls:
+    """The client's part about snapshots."""
+
+    def _streaming(self, timeout_s: float) -> Connection:
+        raise NotImplementedError
+
+    async def save_snapshot(
+        self, sink: Callable[[bytes], None], *, stale: bool = False, timeout_s: float = 600.0
+    ) -> int:
+        """Receive everything as Consul's snapshot archive, piece by piece, and return its index.
+
+        Args:
+            sink: Called with each piece, in order. What it got before an error is worth nothing.
+            stale: The asked node's own state, also without a leader.
+            timeout_s: For all of it.
+        """
+        return await save(self._streaming(timeout_s), sink, stale=stale)
+
+    async def restore_snapshot(
+        self,
+        archive: IO[bytes],
+        size: int,
+        *,
+        progress: Callable[[int], None] = lambda _size: None,
+        timeout_s: float = 600.0,
+    ) -> int:
+        """Replace everything in the cluster by what an archive holds; return at which index.
+
+        Args:
+            archive: Can be sought; read from its beginning.
+            size: Its bytes.
+            progress: Called with the number of bytes sent just now.
+            timeout_s: For all of it.
+        """
+        return await restore(self._streaming(timeout_s), archive, size, progress)
