@@ -67,11 +67,6 @@ class Refusal(Enum):
     """A plain connection where TLS is required."""
 
 
-UNPROVEN: Final = frozenset({Refusal.SECRET, Refusal.TLS, Refusal.CERTIFICATE})
-"""Reasons that are told to somebody who has proved nothing, and believed from somebody who has not:
-they only tell the operator what to do."""
-
-
 class Greeting(NamedTuple):
     """A decoded ``HELLO`` frame."""
 

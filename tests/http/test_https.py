@@ -220,6 +220,39 @@ async def test_a_stop_ends_handshakes_and_requests(files):
             await writer.wait_closed()
 
 
+async def never_reads(files, fast_path):
+    """A client that asks again and again and takes no answer: bounded, and cut in time."""
+    async with Secure(files, write_timeout_s=0.4, fast_path=fast_path) as secure:
+        assert (await ask(secure, "PUT", "/v1/kv/a", data=b"x" * 500_000))[0] == 200
+        gate = secure.server.gate
+        most = 0
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", secure.server.port, ssl=client_context(files), limit=1024
+        )
+        writer.write(b"GET /v1/kv/a?raw HTTP/1.1\r\nHost: x\r\n\r\n" * 400)
+        async with asyncio.timeout(8):
+            while not gate.connections:  # noqa: ASYNC110 - a counter has no event
+                await asyncio.sleep(0.005)
+            while gate.connections:
+                most = max(most, gate.answer_bytes)
+                await asyncio.sleep(0.005)
+        assert 0 < most < 20_000_000
+        assert (gate.answer_bytes, gate.body_bytes, gate.requests) == (0, 0, 0)
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+async def test_who_takes_no_answers_is_cut(files, fast_path):
+    """RC-67: also the bytes that TLS holds are counted, and given back."""
+    await never_reads(files, fast_path)
+
+
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_who_takes_no_answers_is_cut_on_uvloop(files, fast_path):
+    uvloop = pytest.importorskip("uvloop")
+    uvloop.run(never_reads(files, fast_path))
+
+
 def test_the_same_on_uvloop(files, alice):
     uvloop = pytest.importorskip("uvloop")
 
