@@ -29,6 +29,7 @@ import structlog
 
 from kvnode import __version__
 from kvnode.addresses import Address
+from kvnode.agent_checks import CheckRunner
 from kvnode.agent_files import file_bounds, raise_file_limit
 from kvnode.agent_founding import licence
 from kvnode.agent_healing import heal
@@ -275,6 +276,9 @@ class Agent:
             space.start()
             security.start()
             await self._start(replica, transport, http)
+            checks = CheckRunner(replica, config.node_name)
+            parts.push_async_callback(checks.close)
+            checks.start()
             if api is not None and config.kubernetes_leader_label:
                 label = LeaderLabel(api, lambda: replica.is_leader)
                 parts.push_async_callback(label.close)
