@@ -233,6 +233,7 @@ class KvnodeClient(SnapshotCalls):
             initial=initial and since is None,
             stale=stale,
             connect_timeout_s=self._connect_timeout_s,
+            server_name=self._server_name,
         )
 
     async def page(

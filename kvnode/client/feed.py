@@ -58,10 +58,12 @@ class ChangeFeed:
         stale: bool,
         connect_timeout_s: float,
         silence_s: float = SILENCE_S,
+        server_name: str | None = None,
     ) -> None:
         """Remember where to begin; nothing is connected yet. See ``KvnodeClient.changes``."""
         self._session = session
         self._ssl = ssl
+        self._server_name = server_name
         self._bases = bases
         self._path = "/v1/watch/" + quote(prefix, safe="/")
         wanted = (("initial", initial), ("stale", stale))
@@ -129,7 +131,12 @@ class ChangeFeed:
         headers = {"Last-Event-ID": self.position} if self.position else {}
         try:
             async with self._session.get(
-                url, headers=headers, timeout=self._timeout, allow_redirects=False, ssl=self._ssl
+                url,
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+                ssl=self._ssl,
+                server_hostname=self._server_name if url.scheme == "https" else None,
             ) as response:
                 if response.status != 200:
                     raise from_answer(response.status, await response.read())
