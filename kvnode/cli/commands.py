@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from kvnode.cli import bench, changes, dev, kubernetes, kv, operator, snapshot, tls
+from kvnode.cli import (
+    autopilot,
+    bench,
+    changes,
+    dev,
+    kubernetes,
+    kv,
+    lock,
+    operator,
+    snapshot,
+    tls,
+    transfer,
+    watch,
+)
 from kvnode.cli.tls_options import add_tls_options
 
 app = typer.Typer(
@@ -22,11 +35,19 @@ for name, command in (
     ("history", changes.history),
     ("rollback", changes.rollback),
     ("changes", changes.changes),
+    ("export", transfer.export),
+    ("import", transfer.import_),
 ):
     kv.app.command(name)(command)
 app.add_typer(kv.app, name="kv")
 app.command("bench")(bench.bench)
+# What follows the first argument is another command line, whose options are not ours.
+_RUNS_OTHERS = {"allow_interspersed_args": False}
+kv.app.command("watch", context_settings=_RUNS_OTHERS)(watch.watch)
+app.command("exec", context_settings=_RUNS_OTHERS)(watch.exec_)
+app.command("lock", context_settings=_RUNS_OTHERS)(lock.lock)
 app.command("members")(operator.members)
+operator.app.add_typer(autopilot.app, name="autopilot")
 app.add_typer(operator.app, name="operator")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(tls.app, name="tls")

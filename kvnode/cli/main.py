@@ -15,6 +15,8 @@ from kvnode import __version__
 CONSUL_VERSION = "1.22.0"
 """What suites read that start a ``consul`` executable themselves (spec §15)."""
 
+_RUNNERS = ((("lock",), 1), (("exec",), 1), (("kv", "watch"), 2))
+"""Commands that run others, and how many words they are."""
 _CONSUL_OPTION = re.compile(r"-[a-z][a-z0-9]+(-[a-z0-9]+)*(=.*)?", re.DOTALL)
 
 
@@ -56,5 +58,9 @@ def version_text(program: str, words: Sequence[str]) -> str:
 def two_dashes(words: Sequence[str]) -> list[str]:
     """Give Consul's single-dash options (``-http-addr=…``) the second dash; after ``--`` none is one."""
     end = words.index("--") if "--" in words else len(words)
+    start = next((count for names, count in _RUNNERS if tuple(words[:count]) == names), 0)
+    if start:  # what comes after the first argument is somebody else's command line
+        plain = (at for at in range(start, end) if not words[at].startswith("-"))
+        end = next(plain, end)
     options = ["-" + word if _CONSUL_OPTION.fullmatch(word) else word for word in words[:end]]
     return options + list(words[end:])

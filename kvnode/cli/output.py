@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -69,6 +70,16 @@ def ask(
         fail(f"{error}{unknown}")
     except KvnodeError as error:
         fail(str(error))
+
+
+def command_line(words: Sequence[str], *, shell: bool = True) -> list[str]:
+    """Return another program's command line: without the ``--`` before it; one word is for the shell."""
+    words = list(words[1:] if words[:1] == ["--"] else words)
+    if not words:
+        fail("no command was given", code=2)
+    return (
+        [os.environ.get("SHELL", "/bin/sh"), "-c", *words] if shell and len(words) == 1 else words
+    )
 
 
 def fail(message: str, *, code: int = 1) -> NoReturn:
