@@ -39,6 +39,7 @@ from kvnode.store import kv, store
 from kvnode.store.commands import KvSet
 from kvnode.store.memory import MemoryEngine
 from kvnode.store.records import META_KEY
+from tests.simulation.beyond_mutants import BEYOND_MUTANTS
 from tests.simulation.cluster import Simulation
 from tests.simulation.core_fuzz import CoreFuzz
 from tests.simulation.disk import _SimFile
@@ -612,6 +613,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("wipe", "power"),
     ),
     *FEATURE_MUTANTS,
+    *BEYOND_MUTANTS,
 )
 
 

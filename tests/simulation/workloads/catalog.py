@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.simulation.workloads.base import Workload
+from tests.simulation.workloads.beyond_consul import BeyondConsul
 from tests.simulation.workloads.blocking_queries import BlockingQueries
 from tests.simulation.workloads.keys import Keys
 from tests.simulation.workloads.sessions import Sessions
@@ -15,4 +16,5 @@ CATALOG: tuple[type[Workload], ...] = (
     Sessions,
     Transactions,
     BlockingQueries,
+    BeyondConsul,
 )
