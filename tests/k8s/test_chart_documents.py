@@ -18,6 +18,7 @@ from kvnode import __version__
 from kvnode.config.settings import SETTINGS
 from scripts import chart_docs
 from tests.k8s.charts import CHART, ROOT, render, run, the
+from tests.tls.conftest import Files
 
 RULES = {"metrics": {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}}
 
@@ -69,9 +70,13 @@ def test_versions_agree() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported() -> set[str]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names of all samples that a node's ``/metrics`` can have."""
+    files = Files(tmp_path_factory.mktemp("tls"))
+    files.issue()
     command = [sys.executable, "-m", "kvnode", "agent", "--dev", "--http-port=0", "--peer-port=0"]
+    command += [f"--tls-{name}-file={getattr(files, name)}" for name in ("cert", "key", "ca")]
+    command += ["--no-tls-http"]
     node = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         assert node.stderr is not None
@@ -175,6 +180,16 @@ STORIES: dict[str, tuple[dict[str, str], str, set[str]]] = {
         },
         "80m",
         {"KvnodeEvenVoters"},
+    ),
+    "a certificate was not renewed": (
+        {
+            'kvnode_raft_is_leader{pod="kvnode-0"}': "1x90",
+            'kvnode_tls_certificate_expiry_seconds{pod="kvnode-0"}': "500000x90",
+            'kvnode_tls_ca_expiry_seconds{pod="kvnode-0"}': "90000000x90",
+            'kvnode_peers_tls_refused_total{pod="kvnode-0"}': "3x90",
+        },
+        "80m",
+        {"KvnodeCertificateExpires"},
     ),
     "a volume fills up": (
         {

@@ -132,4 +132,29 @@
   annotations:
     summary: {{`"two processes use the identity of one node, as seen by {{ $labels.pod }}"`}}
     description: A copied volume, or a pod that was force-deleted while its node was cut off. Stop one of them.
+- alert: KvnodeCertificateExpires
+  expr: kvnode_tls_certificate_expiry_seconds{ {{- $pods -}} } < 7 * 86400 or kvnode_tls_ca_expiry_seconds{ {{- $pods -}} } < 7 * 86400
+  for: 1h
+  labels:
+    severity: critical
+  annotations:
+    summary: {{`"the certificate of {{ $labels.pod }}, or its CA, ends in {{ $value | humanizeDuration }}"`}}
+    description: Renewal should have come long ago. A new certificate is taken over without a restart.
+- alert: KvnodeCertificateRefused
+  expr: increase(kvnode_tls_reload_failures_total{ {{- $pods -}} }[1h]) > 0
+  labels:
+    severity: warning
+  annotations:
+    summary: {{`"{{ $labels.pod }} could not use a new {{ $labels.what }}"`}}
+    description: The old one stays in force. The log (reload_refused) says what is wrong with the new one.
+- alert: KvnodePeerRefused
+  expr: >-
+    increase(kvnode_peers_secret_refused_total{ {{- $pods -}} }[15m]) > 0
+    or increase(kvnode_peers_tls_refused_total{ {{- $pods -}} }[15m]) > 0
+  for: 15m
+  labels:
+    severity: warning
+  annotations:
+    summary: {{`"{{ $labels.pod }} refuses somebody on its peer port"`}}
+    description: A node with another secret or certificate, or a stranger. The log (peer_secret_refused, peer_tls_refused) says who.
 {{- end -}}
