@@ -376,6 +376,7 @@ def _settings(swarm: Swarm) -> ReplicaSettings:
         leader_wait_s=2.0,
         request_timeout_s=3.0,
         log_entries_max=swarm.log_entries_max,
+        history_entries_max=swarm.history_entries_max,
         promote_stable_s=0.2,
         promote_lag_entries=20,
         snapshot_hold_s=2.0,

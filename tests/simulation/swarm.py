@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tests.simulation.clock import derive
 from tests.simulation.network import Weather
 from tests.simulation.workloads.catalog import CATALOG
+from tests.simulation.workloads.change_feed import ChangeFeed
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Swarm:
     election_ticks: int
     heartbeat_ticks: int
     log_entries_max: int
+    history_entries_max: int
     disk_latency_s: float
     disk_stall: float
     """Probability of a write that takes a hundred times as long."""
@@ -94,6 +96,8 @@ def draw(seed: int) -> Swarm:
         election_ticks=rng.choice((10, 20)),
         heartbeat_ticks=rng.choice((1, 2, 4)),
         log_entries_max=rng.choice((4, 10, 40, 200, 20_000)),
+        # Drawn apart: what is trimmed moves the indexes of everybody else.
+        history_entries_max=ChangeFeed.window(seed) if ChangeFeed.draw(seed) else 100_000,
         disk_latency_s=rng.choice((0.0002, 0.001, 0.005, 0.02)),
         disk_stall=rng.choice((0.0, 0.0, 0.01)),
         weather=Weather(

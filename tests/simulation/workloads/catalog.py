@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.simulation.workloads.base import Workload
 from tests.simulation.workloads.beyond_consul import BeyondConsul
 from tests.simulation.workloads.blocking_queries import BlockingQueries
+from tests.simulation.workloads.change_feed import ChangeFeed
 from tests.simulation.workloads.keys import Keys
 from tests.simulation.workloads.sessions import Sessions
 from tests.simulation.workloads.standing_watches import StandingWatches
@@ -17,4 +18,5 @@ CATALOG: tuple[type[Workload], ...] = (
     Transactions,
     BlockingQueries,
     BeyondConsul,
+    ChangeFeed,
 )
