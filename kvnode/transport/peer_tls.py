@@ -105,6 +105,8 @@ def why_not(error: Exception, name: str) -> str:
                 "it does not speak TLS: give it --tls-cert-file, --tls-key-file and --tls-ca-file"
             )
         return f"TLS failed: {(error.reason or str(error)).replace('_', ' ').lower()}"
+    if isinstance(error, ConnectionAbortedError) and "longer than" in str(error):
+        return "no TLS handshake in time"
     if isinstance(error, ConnectionAbortedError | ConnectionResetError):
         return f"it closed the connection instead of shaking hands ({error})"
     return str(error)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.processes import Node, Writers, check_kept, free_ports, running
+from tests.tls.conftest import Files
 
 DNSMASQ = shutil.which("dnsmasq", path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin")
 SERVICE = "_raft._tcp.kvnode.default.svc.cluster.local"
@@ -94,3 +95,38 @@ async def test_nodes_that_know_only_the_services_name_form_one_cluster(
                 assert await made.get(node, "moved") == "1"
             addresses = {member["Address"].split(":")[0] for member in await made.members(leader)}
             assert addresses == {"127.0.0.31", "127.0.0.32", "127.0.0.33"}, addresses
+
+
+async def test_one_certificate_for_the_services_names_is_enough(tmp_path: Path) -> None:
+    """A wildcard, names by SRV, and all addresses changing at once: what a StatefulSet has."""
+    dns_port, peer_port, *http_ports = free_ports(5)
+    files = Files(tmp_path / "tls")
+    files.issue(hosts=("*." + HOST.partition(".")[2],))
+    secret = tmp_path / "secret"
+    secret.write_text("a-secret-of-all-pods\n")
+    flags = [
+        "--bootstrap-expect=3", f"--join-srv={SERVICE}", f"--dns-servers=127.0.0.1:{dns_port}",
+        *(f"--tls-{name}-file={getattr(files, name)}" for name in ("cert", "key", "ca")),
+        "--no-tls-http", f"--peer-secret-file={secret}",
+    ]  # fmt: skip
+
+    for first in (41, 51):
+        hosts = {HOST.format(number): f"127.0.0.{first + number}" for number in range(3)}
+        nodes = [
+            Node(
+                f"kvnode-{number}", tmp_path / f"kvnode-{number}", http_ports[number], peer_port,
+                [*flags, f"--advertise={name}"], host=address,
+            )
+            for number, (name, address) in enumerate(hosts.items())
+        ]  # fmt: skip
+        with dns_server(dns_port, hosts, peer_port):
+            async with running(nodes) as made:
+                leader = await made.leader()
+                await made.ready()
+                assert await made.put(leader, f"from/{first}", "1")
+                pods = await made.pods(leader)
+                assert [pod["reachable"] for pod in pods] == [True] * 3, pods
+                assert "from/41" in await made.dump(leader, "from/")
+                for node in nodes:
+                    assert not node.events("peer_tls_refused"), made.tails()
+                    assert not node.events("peer_secret_refused"), made.tails()
