@@ -31,7 +31,7 @@ RETRY_S: Final = 1.0
 """Pause before a deletion is proposed again."""
 WALK_AT_ONCE: Final = 500
 """Keys looked at in one run, after a change of leader; a run comes with every tick."""
-EXPIRE_AT_ONCE: Final = 512
+EXPIRE_AT_ONCE: Final = 256
 """Keys whose deletion is proposed in one run."""
 KEYS_PER_ENTRY: Final = 64
 """So that applying an entry stays short."""
@@ -95,10 +95,15 @@ class KeyTimers:
         self._deadlines[key] = (due, since)
         if known is None or due < known[0]:
             heapq.heappush(self._heap, (due, key))
+            self._tidy()
 
     def ended(self, key: bytes) -> None:
         """It does not expire any more, or is gone."""
         self._deadlines.pop(key, None)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Make the heap anew when most of its places are stale."""
         if len(self._heap) > 2 * len(self._deadlines) + _SPARE:
             self._heap = [
                 (due, waiting) for waiting, (due, _) in self._deadlines.items() if due < math.inf

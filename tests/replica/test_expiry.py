@@ -162,6 +162,12 @@ def test_the_heap_does_not_keep_what_is_gone(leader: Leader) -> None:
     assert len(leader.timers._heap) < 2000
 
 
+def test_the_heap_does_not_keep_what_was_renewed(leader: Leader) -> None:
+    for number in range(20_000):
+        leader.apply(put(b"a", 1000 - number % 2 * 500))
+    assert len(leader.timers._heap) < 2000
+
+
 def test_no_key_is_ever_early(leader: Leader) -> None:
     """A thousand random writes, against plain arithmetic."""
     rng = random.Random(7)
