@@ -55,7 +55,7 @@ _STATUS_LINES = {
     for status in HTTPStatus
 }
 _SLOW = Response(408, TEXT_TYPE, b"the request did not arrive in time; nothing was stored")
-_LONG_URL = Response(414, TEXT_TYPE, b"the request line is too long ; the setting is url_bytes_max")
+_LONG_URL = Response(414, TEXT_TYPE, b"the request line is too long; the setting is url_bytes_max")
 _LONG_HEAD = Response(431, TEXT_TYPE, b"the request's head is too long")
 
 
