@@ -116,8 +116,20 @@ class SnapshotReceiver:
         self._term = Term(0)
         self._meta: SnapshotMeta | None = None
         self._accepted: Answer | None = None
+        self._received_bytes = 0
         self.loading = False
         """The store is being replaced; nothing may be applied (RC-38)."""
+
+    @property
+    def progress(self) -> str:
+        """What is being done for this node's data, for an operator; empty: nothing."""
+        if self.loading:
+            return f"loading the data that were copied ({self._received_bytes >> 20} MiB)"
+        if self._writer is not None and self._sender is not None:
+            return (
+                f"copying the data of {self._sender.name}: {self._received_bytes >> 20} MiB so far"
+            )
+        return ""
 
     def begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:
         """Take a stream, if it could be of use and none is under way, or only an older leader's."""
@@ -132,6 +144,7 @@ class SnapshotReceiver:
             self._submit(self._writer.abort, lambda _error: None)
         self._sender, self._term, self._meta = sender, Term(term), meta
         self._writer = _LazyWriter(lambda: replica.snapshots.begin(meta))
+        self._received_bytes = 0
         replica.trace(
             "snapshot_receiving", {"term": term, "index": meta.last.index, "from": sender.name}
         )
@@ -145,6 +158,7 @@ class SnapshotReceiver:
         elif self._replica.raft.term > self._term:
             done(PeerUnreachable("the snapshot's leader was replaced"))
         else:
+            self._received_bytes += len(chunk)
             self._submit(lambda: writer.write(chunk), done)
 
     def end(self, sender: Hello, ok: bool, done: Answer) -> None:

@@ -67,6 +67,7 @@ def describe(replica: Replica) -> Status:
         replica.reason
         or replica.comparison.alarm
         or replica.write_refusal
+        or replica.receiver.progress
         or replica.scaling.problem
         or _role_differs(replica)
     )

@@ -426,3 +426,19 @@ def test_a_learner_gets_its_first_state_by_a_snapshot() -> None:
     cluster.until(lambda: new.replica.cluster_id)
     cluster.until(lambda: caught_up(leader, new))
     assert leader.replica.raft.membership.member(NodeId("n9")) == Member(NodeId("n9"), "n9", "n9:1")
+
+
+def test_readiness_can_say_how_far_the_copying_is() -> None:
+    """It may take minutes, and looks like nothing from outside."""
+    cluster = Cluster(2).found()
+    cluster.led_by(0)
+    replica, sender = cluster.machines[1].replica, cluster.machines[0].transport.hello
+    assert replica.status().reason == ""
+    meta = SnapshotMeta(LogId(Index(1000), Term(9)), replica.raft.membership)
+    assert replica.receiver.begin(sender, 9, meta)
+    answers = []
+    replica.receiver.chunk(sender, b"x" * (3 << 20), answers.append)
+    assert replica.status().reason == "copying the data of n0: 3 MiB so far"
+    replica.receiver.end(sender, ok=False, done=answers.append)
+    cluster.run(0.1)
+    assert replica.status().reason == ""
