@@ -267,8 +267,8 @@ class TransportHandler(Protocol):
         ...
 
     def on_removed(self) -> None:
-        """A member of our own cluster says that this incarnation was removed (RC-47). Called again
-        for every connection that is refused for it.
+        """A member of our own cluster says that this incarnation was removed (RC-47), or, while we belong
+        to none, a member of some cluster. Called again for every connection that is refused for it.
         """
         ...
 

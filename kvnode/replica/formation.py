@@ -110,6 +110,15 @@ class Formation:
         return not replica.cluster_id and replica.raft.log.last_index == 0
 
     @property
+    def is_free(self) -> bool:
+        """Whether this node is empty and has promised nothing, so that it may as well be another one.
+
+        An incarnation that was let in and removed again before it heard of either can never join.
+        """
+        busy = self._saves or self._adopting
+        return self.is_empty and not busy and not self._replica.identity.record.pledge
+
+    @property
     def pledge(self) -> Pledge | None:
         """This node's promise, if it gave one."""
         text = self._replica.identity.record.pledge
@@ -341,7 +350,6 @@ class Formation:
     def _join(self, hello: Hello) -> None:
         """Ask a member of a running cluster to let this node in."""
         replica = self._replica
-        own = replica.own_member()
         self.reason = f"asking {hello.name} to join its cluster"
         self._joining = True
 
@@ -356,11 +364,15 @@ class Formation:
                 self.reason = f"{hello.name} does not let this node in yet: {error}"
             self._again()
 
-        payload: list[Any] = [own.node_id, own.name, own.address]
-        if replica.settings.read_replica:
-            payload.append(True)
         timeout = replica.settings.leader_wait_s + ASK_TIMEOUT_S
-        replica.transport.request_address(hello.address, "join", payload, timeout, answered)
+        replica.transport.request_address(
+            hello.address, "join", self.join_payload(), timeout, answered
+        )
+
+    def join_payload(self) -> list[Any]:
+        """What this node says when it asks to be let in; see ``service``."""
+        own: list[Any] = list(self._replica.own_member())
+        return [*own, True] if self._replica.settings.read_replica else own
 
     def invite(self, address: str, done: Done[str]) -> None:
         """Look at this address as well; see ``ReplicaFacade.join``.

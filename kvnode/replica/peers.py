@@ -49,8 +49,25 @@ class PeerFinder:
             if addresses and not replica.stopped:
                 replica.book.seeds = list(addresses)
                 self.refresh()
+                self._knock(addresses)
 
         replica.discover(found)
+
+    def _knock(self, addresses: list[str]) -> None:
+        """A node that was let in and has not heard of anybody since asks to be let in again.
+
+        Its log is empty, so it knows no member to dial, and was removed perhaps before anybody dialled it:
+        whoever is asked says so (RC-47). For a member the answer changes nothing.
+        """
+        replica = self._replica
+        if replica.raft.membership.members or any(replica.transport.connected().values()):
+            return
+        address = replica.rng.choice(addresses)
+        payload = replica.formation.join_payload()
+        timeout = replica.settings.leader_wait_s
+        replica.transport.request_address(
+            address, "join", payload, timeout, lambda _value, _error: None
+        )
 
     def _pause(self) -> float:
         return self._replica.settings.discovery_interval_s * (1 + 2 * self._replica.rng.random())

@@ -565,6 +565,8 @@ class Replica:
         """The cluster removed this incarnation: store that, then stop for good (RC-47)."""
         if self.stopped or self.state == "removed":
             return
+        if not self.cluster_id and not self.formation.is_free:
+            return
         if self.departure.is_under_way:
             self.departure.leave()
             return

@@ -254,7 +254,7 @@ class MemoryTransport:
 
     def told_removed(self, cluster_id: str) -> None:
         """A node refuses us because we were removed."""
-        if self._up and cluster_id and cluster_id == self._hello.cluster_id:
+        if self._up and cluster_id and self._hello.cluster_id in ("", cluster_id):
             assert self.handler is not None, "started"
             self.handler.on_removed()
 

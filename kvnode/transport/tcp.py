@@ -441,6 +441,7 @@ class TcpTransport:
 
         A removal counts only when our own cluster says so, at an address that *we* dialled (RC-47):
         whoever just connects to us cannot make us give up our data, nor can who does not know the secret.
+        While we belong to no cluster, any may say so: there are no data then.
         """
         self.metrics.refused += 1
         ordinary = refused.refusal in {Refusal.IDENTITY, Refusal.SELF}
@@ -449,7 +450,7 @@ class TcpTransport:
         ours = self._hello.cluster_id
         if refused.refusal is not Refusal.REMOVED or not connection.dialed or not proven:
             return
-        if ours and refused.cluster_id == ours:
+        if refused.cluster_id and ours in ("", refused.cluster_id):
             assert self.handler is not None, "started"
             self.handler.on_removed()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvnode.errors import DiskFailed, KvnodeError
+from kvnode.errors import DiskFailed, KvnodeError, Removed
 from kvnode.ports import Hello
 from kvnode.raft.types import Member, NodeId
 from kvnode.replica.formation import Pledge, by_ordinal
@@ -497,3 +497,40 @@ def test_names_are_sorted_by_ordinal() -> None:
     assert ordered.index("kv-2") < ordered.index("kv-10")
     assert ordered.index("9") < ordered.index("10")
     assert sorted(ordered) == sorted(names)
+
+
+def test_an_empty_node_that_was_removed_before_it_heard_that_it_was_let_in_begins_anew() -> None:
+    """Its incarnation can never come back, and it has nothing to lose (RC-47). Found by the simulator."""
+    cluster = Cluster(3).found()
+    leader = cluster.led_by(0)
+    new = cluster.add("n3")
+    for step in ("join", "remove"):
+        answers = Answers()
+        if step == "join":
+            leader.replica.steward.join(new.member(), answers)
+        else:
+            leader.replica.remove_member(new.record.node_id, answers)
+        cluster.until(lambda answers=answers: answers.calls)  # type: ignore[misc]
+        assert answers.error is None
+    new.start()
+    cluster.until(lambda: new.fatal is not None, 20.0)
+    assert isinstance(new.fatal, Removed)
+    assert new.identity.aside
+    new.kill()
+    new.wipe()
+    new.start()
+    cluster.until(lambda: "n3-2" in leader.replica.raft.membership.voters, 30.0)
+
+
+def test_a_promised_node_is_not_talked_out_of_its_promise() -> None:
+    """Not even by a cluster that once removed it."""
+    cluster = Cluster(3)
+    machine = cluster.machines[1]
+    members = tuple(m.member() for m in cluster.machines)
+    pledge = Pledge("c", members[0].node_id, members).encode()
+    machine.record = machine.record._replace(pledge=pledge)
+    machine.start()
+    machine.replica.removed()
+    cluster.run(1.0)
+    assert machine.fatal is None
+    assert not machine.identity.aside

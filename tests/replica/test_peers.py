@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kvnode.raft.types import NodeId
+from kvnode.ports import LogBase
+from kvnode.raft.types import ZERO, Membership, NodeId
 from kvnode.replica.peers import _take
-from tests.replica.harness import Cluster, Machine
+from tests.replica.harness import CLUSTER, Answers, Cluster, Machine
 
 
 def peers(machine: Machine) -> list[str]:
@@ -146,3 +147,34 @@ def test_a_node_answers_a_leader_whose_removal_was_taken_back() -> None:
     cluster.until(lambda: answers.calls)
     cluster.until(lambda: lonely.replica.store.get(b"k") is not None)
     assert peers(lonely) == ["n1", "n2"]
+
+
+def test_a_learner_that_was_removed_before_it_heard_of_anybody_learns_that() -> None:
+    """Its log is empty, so it knows no member to dial, and nobody dials it any more.
+
+    Found by the simulator: a pod that was added and at once scaled away came back to its volume, and waited
+    for ever.
+    """
+    cluster = Cluster(3).found()
+    leader = cluster.led_by(0)
+    new = cluster.add("n3")
+    new.start()
+    cluster.until(lambda: new.record.cluster_id)
+    new.kill()
+    new.entries, new.base = [], LogBase(ZERO, Membership())
+    removed = Answers()
+    leader.replica.remove_member(NodeId("n3"), removed)
+    cluster.until(lambda: removed.calls)
+    assert removed.error is None
+    new.start()
+    cluster.until(lambda: new.identity.aside, 20.0)
+
+
+def test_a_learner_that_was_forgotten_is_let_in_again() -> None:
+    """The leader that let it in was replaced, and its log with it (thesis §4.1)."""
+    cluster = Cluster(3).found()
+    cluster.led_by(0)
+    new = cluster.add("n3")
+    new.record = new.record._replace(cluster_id=CLUSTER)
+    new.start()
+    cluster.until(lambda: "n3" in cluster.machines[0].replica.raft.membership.voters, 30.0)

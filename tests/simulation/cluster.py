@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from kvnode.errors import CorruptLog, KvnodeError, PeerUnreachable, Removed
-from kvnode.ports import Done
+from kvnode.errors import ApiServerFailed, CorruptLog, KvnodeError, PeerUnreachable, Removed
+from kvnode.ports import Done, Scale
 from kvnode.raft.rawnode import RawNode
 from kvnode.raft.types import NodeId, Role
 from kvnode.replica.settings import ReplicaSettings
@@ -81,6 +81,7 @@ class Simulation:
             settings=_settings(self.swarm),
             trace=self.trace,
             discover=self._discover,
+            scale=self._scale if "scale" in self.swarm.faults else None,
             disk_latency=self._disk_latency,
             new_node_id=self._new_node_id,
             exited=self._exited,
@@ -159,6 +160,19 @@ class Simulation:
             if rng.random() < 0.3:
                 error = PeerUnreachable("SERVFAIL")
         node.clock.call_later(rng.uniform(0.001, 0.05), done, None if error else known, error)
+
+    def _scale(self, node: SimNode, done: Done[Scale]) -> None:
+        """The API server: slow, at times ill, and for the rest it tells the truth of this moment."""
+        assert node.clock is not None
+        clock, rng = node.clock, node.rng
+
+        def answer() -> None:
+            if self.faults_on and rng.random() < 0.15:
+                done(None, ApiServerFailed("it is ill"))
+            else:
+                done(Scale("kv", self.nemesis.replicas, 0), None)
+
+        clock.call_later(rng.choice((0.001, 0.01, 0.3, 3.0)) * rng.random(), answer)
 
     def _after_event(self, clock: NodeClock | None) -> None:
         if clock is not None and clock.after_event is not None:
@@ -259,6 +273,7 @@ class Simulation:
         self.network.clogs.clear()
         self.nemesis.dns = ""
         self.nemesis.calm()
+        self.nemesis.scale_back()
         self.network.healed()
         self.swarm = replace(self.swarm, disk_latency_s=0.0005, disk_stall=0.0)
         dead = self._dead_for_good()
@@ -384,6 +399,10 @@ def _settings(swarm: Swarm) -> ReplicaSettings:
         grave_interval_s=0.5,
         discovery_interval_s=0.3,
         stop_wait_s=1.0,
+        removal_timeout_s=6.0,
+        scaled_away_grace_s=2.0,
+        scale_interval_s=0.5,
+        scale_check_s=5.0,
     )
 
 

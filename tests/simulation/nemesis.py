@@ -25,6 +25,8 @@ class Nemesis:
         """How discovery is broken for everybody at the moment."""
         self.removing: set[str] = set()
         """Machines that an operator is removing."""
+        self.replicas = sim.swarm.size
+        """How many pods their StatefulSet is to have."""
 
     def strike(self) -> None:
         """One fault, and then the next one after a while."""
@@ -201,7 +203,7 @@ class Nemesis:
 
     def _fault_stop(self) -> None:
         """SIGTERM, and a start afterwards."""
-        up = [n for n in self.sim.up() if n.replica is not None and n.replica.state != "stopping"]
+        up = [n for n in self.sim.up() if n.replica and not n.replica.departure.is_under_way]
         if not up:
             return
         node = self.rng.choice(up)
@@ -269,6 +271,44 @@ class Nemesis:
             node = self.rng.choice(down)
             node.retired = False
             self.sim.start(node)
+
+    def _fault_scale(self) -> None:
+        """The StatefulSet gets another size: pods are started, stopped in parallel, or die unasked."""
+        sim, rng = self.sim, self.rng
+        self.replicas = rng.randint(0 if rng.random() < 0.1 else 1, len(sim.nodes))
+        sim.trace(f"scaled to {self.replicas}")
+        for node in sim.nodes:
+            if node.ordinal < self.replicas:
+                node.retired = False
+                if not node.is_up and (node.life or sim.invariants.frontier):
+                    sim.world.after(rng.uniform(0.0, 0.5), sim.start, node)
+            elif not node.retired and self.replicas:
+                node.retired = True
+                if rng.random() < 0.8:
+                    self._terminate(node)
+                else:
+                    node.kill(rng.random() < 0.5)
+
+    def _terminate(self, node: SimNode) -> None:
+        """SIGTERM to a pod that is one too many; it is killed when its grace is over."""
+        replica, life = node.replica, node.life
+        if replica is None or replica.departure.is_under_way:
+            return
+
+        def gone() -> None:
+            if node.life == life and node.is_up:
+                node.kill(False)
+                self.sim.world.after(0.1, self.sim.start, node)  # if it is wanted again by then
+
+        replica.stop(lambda: self.sim.world.after(0.0, gone))
+        self.sim.world.after(12.0, gone)
+
+    def scale_back(self) -> None:
+        """The faults have ended: everybody is wanted again, so that a lost majority comes back too."""
+        if "scale" in self.sim.swarm.faults:
+            self.replicas = len(self.sim.nodes)
+            for node in self.sim.nodes:
+                node.retired = False
 
     def _fault_move(self) -> None:
         """Everybody restarts with a new address (RC-53)."""

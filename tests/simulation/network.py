@@ -650,9 +650,9 @@ class SimTransport:
         connection.abort("refused")
 
     def refused(self, reason: Refusal, cluster_id: str) -> None:
-        """Somebody refused us; only our own cluster can say that we were removed."""
+        """Somebody refused us; once we belong to a cluster, only that can say that we were removed."""
         ours = self._hello.cluster_id
-        if reason is Refusal.REMOVED and ours and cluster_id == ours:
+        if reason is Refusal.REMOVED and cluster_id and ours in ("", cluster_id):
             assert self.handler is not None
             self.handler.on_removed()
 

@@ -10,13 +10,14 @@ import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from kvnode.disk.identity import IdentityFile, open_identity, write_identity
 from kvnode.disk.journal import Compact, Operation, Reset, Save, open_journal
 from kvnode.disk.snapshots import FileSnapshotStore
 from kvnode.errors import CorruptLog, DiskFailed, InvariantBroken, KvnodeError, MustStop, Removed
-from kvnode.ports import Done, Hello, LogBase, Recovered
+from kvnode.ports import Done, Hello, LogBase, Recovered, Scale
 from kvnode.raft.messages import Message
 from kvnode.raft.types import ZERO, HardState, Membership, NodeId, Term
 from kvnode.replica.replica import Replica
@@ -91,6 +92,8 @@ class Surroundings:
     settings: ReplicaSettings
     trace: Callable[[str], None]
     discover: Callable[[SimNode, Done[list[str]]], None]
+    scale: Callable[[SimNode, Done[Scale]], None] | None
+    """How large the machines' StatefulSet is to be; None: they belong to none."""
     disk_latency: Callable[[random.Random], float]
     new_node_id: Callable[[str], str]
     exited: Callable[[SimNode], None]
@@ -256,6 +259,7 @@ class SimNode:
                 scheduler=clock,
                 rng=rng,
                 discover=lambda done: around.discover(self, done),
+                scale=None if around.scale is None else partial(around.scale, self),
                 on_fatal=self.on_fatal,
                 trace=self._trace,
             )

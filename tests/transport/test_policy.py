@@ -138,9 +138,18 @@ async def test_a_removed_node_that_is_connected_is_told_soon(net):
     await net.until(lambda: b.recorder.removed)
 
 
-async def test_a_removal_by_another_cluster_means_nothing(net, raw):
-    """Anybody could say so; only the own cluster counts."""
+async def test_who_belongs_to_no_cluster_is_told_by_any(net):
+    """Let in and removed again before it heard of either: it holds nothing, and may begin anew."""
     b = await net.start("b", "")
+    a = await net.start("a", "c")
+    a.is_removed = lambda node_id: node_id == "b"
+    b.set_peers({"a": (a.address,)})
+    await net.until(lambda: b.recorder.removed)
+
+
+async def test_a_removal_by_another_cluster_means_nothing(net, raw):
+    """Anybody could say so; only the own cluster counts, for who belongs to one."""
+    b = await net.start("b", "d")
     a = await net.start("a", "c")
     a.is_removed = lambda node_id: True
     b.set_peers({"a": (a.address,)})
