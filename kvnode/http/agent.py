@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kvnode.errors import KvnodeError
 from kvnode.http import host, metrics
-from kvnode.http.completion import wait_for
+from kvnode.http.agent_lists import MEMBER_SERVICE
+from kvnode.http.completion import read_store, wait_for
 from kvnode.http.messages import VARY, Request, Response, json_answer, text
 from kvnode.http.query import Options, parse_options
 from kvnode.raft.types import Index
-from kvnode.replica.facade import MemberStatus
+from kvnode.replica.facade import Consistency, MemberStatus
+from kvnode.store.registry_records import MEMBER_CHECK
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from kvnode.http.context import HttpContext
     from kvnode.replica.facade import Status
+    from kvnode.store.store import Store
 
 
 JOIN: Final = b"/v1/agent/join/"
@@ -78,6 +81,9 @@ class AgentRoutes:
         status = self._replica.status()
         settings = self._settings
         me = next((m for m in status.members if m.node_id == status.node_id), None)
+        registered = await read_store(
+            self._replica, Consistency.STALE, lambda store: _registered(store, status.name)
+        )
         document = {
             "Config": {
                 "Datacenter": settings.datacenter,
@@ -103,7 +109,7 @@ class AgentRoutes:
                 "Height": 0.00001,
             },
             "Member": self._member(me) if me else self._absent_member(status),
-            "Stats": self._stats(status),
+            "Stats": self._stats(status, registered),
             "Meta": {"consul-network-segment": ""},
             "xDS": None,
         }
@@ -224,7 +230,7 @@ class AgentRoutes:
         )  # fmt: skip
         return self._member(me) | {"Status": 0}
 
-    def _stats(self, status: Status) -> dict[str, dict[str, str]]:
+    def _stats(self, status: Status, registered: dict[str, int]) -> dict[str, dict[str, str]]:
         """Return what ``consul info`` prints; every value is text (spec §10)."""
         settings = self._settings
         leading = status.leader_id == status.node_id
@@ -237,7 +243,7 @@ class AgentRoutes:
             for m in status.members
         )
         return {
-            "agent": {"check_monitors": "0", "check_ttls": "0", "checks": "0", "services": "0"},
+            "agent": {name: str(count) for name, count in registered.items()},
             "build": {
                 "prerelease": "",
                 "revision": settings.version,
@@ -282,6 +288,21 @@ class AgentRoutes:
             "serf_lan": _gossip(status),
             "serf_wan": _gossip(status),
         }
+
+
+def _registered(store: Store, name: str) -> dict[str, int]:
+    """Count what is registered with this node, besides what every node has."""
+    registry = store.registry()
+    checks = [check for check in registry.checks(name) if check.check_id != MEMBER_CHECK]
+    services = [
+        service for service in registry.services(name) if service.service_id != MEMBER_SERVICE
+    ]
+    return {
+        "check_monitors": sum(bool(c.definition.http or c.definition.tcp) for c in checks),
+        "check_ttls": sum(bool(check.definition.ttl_ns) for check in checks),
+        "checks": len(checks),
+        "services": len(services),
+    }
 
 
 def _gossip(status: Status) -> dict[str, str]:

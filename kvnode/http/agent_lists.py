@@ -39,6 +39,7 @@ class _Asked(NamedTuple):
     """Who is asked, and how to answer."""
 
     node: str
+    datacenter: str
     name: str
     pretty: bool
     as_text: bool
@@ -54,7 +55,10 @@ def parse_read(rest: bytes, options: Options, settings: HttpSettings) -> Read | 
         if shown == prefix or (prefix.endswith("/") and shown.startswith(prefix)):
             name = shown.removeprefix(prefix)
             return Read(
-                partial(document, _Asked(settings.node_name, name, options.pretty, as_text))
+                partial(
+                    document,
+                    _Asked(settings.node_name, settings.datacenter, name, options.pretty, as_text),
+                )
             )
     raise AssertionError("the router knows no other")
 
@@ -65,7 +69,7 @@ def _is_own(service: Service) -> bool:
 
 def _services(asked: _Asked, registry: Registry) -> Response:
     found = {
-        service.service_id: agent_service_json(service)
+        service.service_id: agent_service_json(service) | {"Datacenter": asked.datacenter}
         for service in registry.services(asked.node)
         if _is_own(service)
     }

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvnode.errors import KvnodeError
 from kvnode.ports import Done
+
+if TYPE_CHECKING:
+    from kvnode.replica.facade import Consistency, ReadView, ReplicaFacade
+    from kvnode.store.store import Store
 
 T = TypeVar("T")
 
@@ -33,3 +37,29 @@ async def wait_for(ask: Callable[[Done[T]], None]) -> T:
     ask(done)
     result: T = await future
     return result
+
+
+async def read_store(
+    replica: ReplicaFacade, consistency: Consistency, look: Callable[[Store], T]
+) -> T:
+    """Look at the store while it may be read, and only then (RC-35).
+
+    Raises:
+        KvnodeError: It may not be read.
+    """
+
+    def ask(done: Callable[[T | None, KvnodeError | None], None]) -> None:
+        def ready(view: ReadView | None, error: KvnodeError | None) -> None:
+            if view is None:
+                done(None, error)
+                return
+            try:
+                found = look(replica.store)
+            except KvnodeError as problem:
+                done(None, problem)
+            else:
+                done(found, None)
+
+        replica.read(consistency, ready)
+
+    return await wait_for(ask)

@@ -33,11 +33,10 @@ if TYPE_CHECKING:
     from kvnode.replica.facade import ReadView
     from kvnode.store.commands import Result
     from kvnode.store.control import Event
+    from kvnode.store.store import Store
 
 FIRE: Final = b"/v1/event/fire/"
 LIST: Final = b"/v1/event/list"
-SERVICE: Final = "consul"
-"""The service that every node has; without tags."""
 _FILTERS: Final = ("node", "service", "tag")
 _REGEX = re2.Options()
 _REGEX.log_errors = False
@@ -152,7 +151,7 @@ def _query(operation: List, backend: Backend, respond: Respond) -> Query:
         0,  # indexes of events do not rise, so any change is worth a look
         options.wait_s,
         options.consistency,
-        lambda: _index(_chosen(operation, replica.store.events())) != options.index,
+        lambda: _index(_chosen(operation, replica.store)) != options.index,
         partial(_listed, at_once, backend, respond),
         watches=replica.event_watches,
         patient=True,
@@ -171,7 +170,7 @@ def _listed(
         if view is None:
             assert error is not None
             raise error  # noqa: TRY301  # one place turns errors into answers
-        events = _chosen(operation, backend.replica.store.events())
+        events = _chosen(operation, backend.replica.store)
         body = dump_json([_document(event[:6], event.fired_at) for event in events])
         head = read_head(_index(events), view, options) + JSON_TYPE
         response = Response(200, head, prettify(body) if options.pretty else body)
@@ -194,21 +193,31 @@ def _document(parts: tuple[str, str, bytes, str, str, str], fired_at: int) -> di
     }
 
 
-def _chosen(operation: List, events: tuple[Event, ...]) -> list[Event]:
+def _chosen(operation: List, store: Store) -> list[Event]:
     """Keep what is meant for this node, and has the name that is asked for."""
+    events = store.events()
+    services: list[tuple[str, tuple[str, ...]]] = []
+    if any(event.service_filter for event in events):
+        services = [(one.name, one.tags) for one in store.registry().services(operation.node)]
     return [
         event
         for event in events
         if (not operation.name or event.name == operation.name)
-        and _matches(operation.node, event.node_filter, event.service_filter, event.tag_filter)
+        and _concerns(event, operation.node, services)
     ]
 
 
-def _matches(node: str, node_filter: str, service_filter: str, tag_filter: str) -> bool:
+def _concerns(event: Event, node: str, services: list[tuple[str, tuple[str, ...]]]) -> bool:
     """Whether a node is meant: by its name, and by a service on it that has a tag that fits."""
-    if node_filter and not _found(node_filter, node):
+    if event.node_filter and not _found(event.node_filter, node):
         return False
-    return not service_filter or (_found(service_filter, SERVICE) and not tag_filter)
+    if not event.service_filter:
+        return True
+    return any(
+        _found(event.service_filter, name)
+        and (not event.tag_filter or any(_found(event.tag_filter, tag) for tag in tags))
+        for name, tags in services
+    )
 
 
 def _found(pattern: str, value: str) -> bool:

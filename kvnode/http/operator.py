@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from kvnode.errors import BadRequest
-from kvnode.http.completion import wait_for
+from kvnode.http.completion import read_store, wait_for
 from kvnode.http.decode import Members, load
 from kvnode.http.golang import INT64_MAX, format_duration, parse_duration_ns, parse_uint, quote
 from kvnode.http.messages import VARY, Request, Response, json_answer, text
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvnode.http.context import HttpContext
     from kvnode.raft.types import NodeId
     from kvnode.replica.facade import ClusterHealth, MemberStatus, ServerHealth, Status
+    from kvnode.store.store import Store
 
 READMIT_S_MAX: Final = 3600
 """How long a name that was removed may be kept out."""
@@ -248,18 +249,8 @@ class OperatorRoutes:
         options = self._options(request)
         if isinstance(options, Response):
             return options
-        await self._fresh(options)
         status = self._replica.status()
-        nodes = len(status.members)
-        connect = ("connect-native", "connect-proxy", "ingress-gateway", "mesh-gateway",
-                   "terminating-gateway", "api-gateway")  # fmt: skip
-        counts = {
-            "Nodes": nodes,
-            "Services": 1,
-            "ServiceInstances": nodes,
-            "ConnectServiceInstances": dict.fromkeys(connect, 0),
-            "BillableServiceInstances": 0,
-        }
+        counts = await read_store(self._replica, options.consistency, _usage)
         document = {
             "Usage": {self._settings.datacenter: counts},
             "Index": status.applied_index,
@@ -329,3 +320,17 @@ def _role(server: ServerHealth) -> str:
 
 def _last_index(member: MemberStatus, status: Status) -> int:
     return int(status.last_index if member.node_id == status.node_id else member.match_index)
+
+
+def _usage(store: Store) -> dict[str, Any]:
+    registry = store.registry()
+    names = [service.name for service in registry.services()]
+    connect = ("connect-native", "connect-proxy", "ingress-gateway", "mesh-gateway",
+               "terminating-gateway", "api-gateway")  # fmt: skip
+    return {
+        "Nodes": len(registry.nodes()),
+        "Services": len(set(names)),
+        "ServiceInstances": len(names),
+        "ConnectServiceInstances": dict.fromkeys(connect, 0),
+        "BillableServiceInstances": sum(name != "consul" for name in names),
+    }

@@ -65,6 +65,8 @@ def without_servers(document: Any) -> Any:
                 # Consul's agent keeps them as they were; here they are the service's present ones.
                 item.pop("ServiceTags", None)
                 item.pop("ServiceName", None)
+            if isinstance(item, dict) and "EnableTagOverride" in item:
+                item.pop("Datacenter", None)  # newer Consuls name it (spec §10)
         if all(isinstance(value, list) for value in document.values()) and "Checks" not in document:
             return {name: sorted(tags) for name, tags in document.items()}  # catalog/services
         return document

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from kvnode.errors import NoLeader
+from kvnode.store.registry_commands import Register
+from kvnode.store.registry_records import Node as RegisteredNode
+from kvnode.store.registry_records import Service
 from tests.conformance.wire import Answer, Wire
 from tests.http.conftest import Node, Start
 
@@ -66,11 +69,13 @@ async def test_the_index_is_made_of_the_last_id_as_consul_makes_it(node: Node) -
 @pytest.mark.parametrize(
     ("query", "listed"),
     [
+        ("?service=^web$&tag=^v[12]$", True),
+        ("?service=^web$&tag=v3", False),
         ("?node=kvnode-0", True),
         ("?node=^kv.*-[0-9]$", True),
         ("?node=other", False),
         ("?service=consul", True),
-        ("?service=web", False),
+        ("?service=db", False),
         ("?service=consul&tag=leader", False),
         ("?node=kvnode&service=consul", True),
     ],
@@ -78,6 +83,15 @@ async def test_the_index_is_made_of_the_last_id_as_consul_makes_it(node: Node) -
 async def test_an_event_is_listed_by_the_nodes_that_its_filters_fit(
     node: Node, query: str, listed: bool
 ) -> None:
+    for service, tags in (("consul", ()), ("web", ("v2", "blue"))):
+        replica = node.replica
+        command = Register(
+            "kvnode-0",
+            RegisteredNode("", "kvnode-0", "10.0.0.1"),
+            Service("kvnode-0", service, service, tags),
+        )
+        replica.store.apply_batch([(replica.next_index, command)])
+        replica.next_index += 1
     await fire(node, "deploy", b"", query)
     assert (await names(node) == ["deploy"]) is listed
 
