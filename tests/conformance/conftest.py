@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 
 from kvnode.http import HttpContext, HttpServer, HttpSettings
 from tests.chaos import processes
+from tests.clients.programs import find_consul
 from tests.conformance.wire import Kv, Sessions, Wire
 from tests.http.fake_replica import FakeReplica
 
@@ -121,9 +120,7 @@ def consul(tmp_path: Path) -> Iterator[Wire]:
 
     Not ``-dev``, which would indent all its JSON.
     """
-    binary = os.environ.get("CONSUL_BIN") or shutil.which("consul")
-    if binary is None:
-        pytest.skip("there is no consul here: set CONSUL_BIN")
+    binary = find_consul()
     http, server, serf = processes.free_ports(3)
     config = {
         "disable_update_check": True,

@@ -174,7 +174,7 @@ async def test_random_locks_and_transactions_have_the_same_answers(
     for side in sides:
         await side.wire("PUT", "/v1/kv/start", b"1")
     differences = []
-    for method, target, body in requests(seed, 500):
+    for method, target, body in requests(seed, 1000):
         (theirs, a), (mine, b) = [await side.ask(method, target, body.encode()) for side in sides]
         if a != b and not wanted_difference(target, body, theirs, mine):
             differences.append(f"{method} {target} {body}\n  consul {a}\n  kvnode {b}")

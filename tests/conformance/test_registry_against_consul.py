@@ -305,11 +305,11 @@ async def test_random_registrations_have_the_same_answers(
         await wire("PUT", "/v1/catalog/register", service)
         await wire("PUT", "/v1/catalog/deregister", b'{"Node":"n0"}')
         await wire.close()
-    differences = await compare(consul, ours, catalog_requests(seed, 300))
+    differences = await compare(consul, ours, catalog_requests(seed, 400))
     assert not differences, f"{len(differences)} differences\n" + "\n".join(differences[:5])
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_an_agent_is_told_and_tells_the_same(consul: Wire, ours: Wire, seed: int) -> None:
-    differences = await compare(consul, ours, agent_requests(seed, 200))
+    differences = await compare(consul, ours, agent_requests(seed, 300))
     assert not differences, f"{len(differences)} differences\n" + "\n".join(differences[:10])

@@ -6,13 +6,13 @@ import asyncio
 import json
 import os
 import random
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clients.programs import find_consul
 from tests.conformance.wire import Wire
 
 pytestmark = pytest.mark.chaos
@@ -127,16 +127,9 @@ async def test_the_index_goes_on_above_both(theirs: Wire, ours: Wire) -> None:
             assert after > max(known, former)
 
 
-def binary() -> str:
-    found = os.environ.get("CONSUL_BIN") or shutil.which("consul")
-    if found is None:
-        pytest.skip("there is no consul here: set CONSUL_BIN")
-    return found
-
-
 async def run(*words: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
-        binary(), *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        find_consul(), *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     out, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
@@ -145,7 +138,7 @@ async def run(*words: str) -> tuple[int, str]:
 
 async def test_consuls_command_line_saves_inspects_and_restores(ours: Wire, tmp_path: Path) -> None:
     """The restore is sent in chunks, without a length."""
-    binary()
+    find_consul()
     await fill(ours, random.Random(3))
     before = await content(ours)
     address = f"-http-addr=http://{ours.host}:{ours.port}"
