@@ -181,6 +181,11 @@ class ReplicaCollector(Collector):
         yield GaugeMetricFamily(
             "kvnode_store_kv_index", "Index of the last change to any key.", value=store.kv_index()
         )
+        yield GaugeMetricFamily(
+            "kvnode_store_idempotency_keys",
+            "Writes that are remembered by their idempotency key.",
+            value=store.once_count(),
+        )
 
 
 def build_registry(context: HttpContext, recorder: Recorder, gate: Gate) -> CollectorRegistry:

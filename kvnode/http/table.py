@@ -45,9 +45,17 @@ class CallBackRoute:
     awaits.
     """
 
-    def __init__(self, routes: Routes, backend: kv.Backend, settings: HttpSettings) -> None:
-        """Remember whom to ask."""
+    def __init__(
+        self,
+        routes: Routes,
+        backend: kv.Backend,
+        settings: HttpSettings,
+        *,
+        takes_keys: bool = False,
+    ) -> None:
+        """Remember whom to ask; ``takes_keys``: its writes may have an idempotency key."""
         self._routes = routes
+        self._takes_keys = takes_keys
         self._backend = backend
         self._settings = settings
 
@@ -59,7 +67,7 @@ class CallBackRoute:
         if isinstance(parsed, Response):
             return parsed
         backend = self._backend
-        key = request.headers.get(idempotency.HEADER)
+        key = request.headers.get(idempotency.HEADER) if self._takes_keys else None
         if key is not None and request.method != "GET":
             stamp = idempotency.make(
                 key, request.method, request.path, request.query, request.body, self._settings
@@ -95,8 +103,9 @@ class MetricsRoute:
 
 def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorRegistry) -> Router:
     """Build the table."""
-    keys = CallBackRoute(kv, backend, context.settings).handle
-    sessions = CallBackRoute(session, backend, context.settings).handle
+    keys = CallBackRoute(kv, backend, context.settings, takes_keys=True).handle
+    sessions = CallBackRoute(session, backend, context.settings, takes_keys=True).handle
+    transactions = CallBackRoute(txn, backend, context.settings, takes_keys=True).handle
     reads = CallBackRoute(catalog, backend, context.settings).handle
     fired = CallBackRoute(events, backend, context.settings).handle
     snapshots = snapshot.SnapshotRoutes(context).handle
@@ -116,7 +125,7 @@ def build_router(context: HttpContext, backend: kv.Backend, registry: CollectorR
         Route("/v1/session/info/", get, sessions),
         Route("/v1/session/node/", get, sessions),
         Route("/v1/session/list", get, sessions),
-        Route("/v1/txn", put, CallBackRoute(txn, backend, context.settings).handle),
+        Route("/v1/txn", put, transactions),
         Route(catalog.DATACENTERS.decode(), get, reads),
         *(Route(path, get, reads) for path in catalog.PATHS),
         Route("/v1/snapshot", snapshot.METHODS, snapshots, upload=("PUT",)),

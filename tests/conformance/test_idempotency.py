@@ -127,3 +127,10 @@ async def test_a_request_that_was_refused_leaves_the_key_free(kv: Kv, key: str) 
     """It was never in the log."""
     assert (await send(kv.wire, key, "PUT", kv.path("a", "cas=x"), "1")).status == 500
     assert (await send(kv.wire, key, "PUT", kv.path("a"), "1")).text == "true"
+
+
+async def test_other_routes_do_not_take_keys(wire: Wire, key: str) -> None:
+    """An event is fired each time; nothing there is promised to be done once."""
+    for _ in range(2):
+        assert (await send(wire, key, "PUT", f"/v1/event/fire/{key}")).status == 200
+    assert len((await wire("GET", f"/v1/event/list?name={key}")).json) == 2

@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 import re
+import uuid
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,7 +23,8 @@ from kvnode.http.heads import read_block
 from kvnode.http.messages import Response, header_pairs
 from kvnode.http.paths import resolve
 from kvnode.http.query import parse_options
-from kvnode.store.commands import Command, check_command
+from kvnode.store.commands import Command, SessionCreate, check_command
+from kvnode.store.own_commands import Once
 from tests.fuzz.machinery import CASES, INTERESTING, QUICK_CASES, fuzz, mutate, seeds, text, value
 from tests.http.fake_replica import FakeReplica
 
@@ -30,7 +32,7 @@ SETTINGS = HttpSettings(
     node_name="n", value_bytes_max=300, key_bytes_max=300, body_bytes_max=300,
     url_bytes_max=1500, header_bytes_max=3000, pipeline_max=4,
 )  # fmt: skip
-KNOWN = {100, 200, 301, 307, 400, 404, 405, 408, 409, 413, 414, 417, 431, 500, 501, 505}
+KNOWN = {100, 200, 301, 307, 400, 404, 405, 408, 409, 413, 414, 417, 422, 431, 500, 501, 505}
 """500 under /v1 only, for Consul's own refusals."""
 
 
@@ -47,7 +49,8 @@ def query(rng: random.Random) -> bytes:
         return b""
     names = (b"cas", b"flags", b"recurse", b"keys", b"raw", b"stale", b"consistent", b"index",
              b"wait", b"separator", b"acquire", b"release", b"pretty", b"dc", b"ns", b"max_stale",
-             b"token", b"cached", b"%63as", b"")  # fmt: skip
+             b"token", b"cached", b"%63as", b"", b"limit", b"after", b"reverse", b"count", b"start",
+             b"end", b"ttl", b"add", b"copy", b"move", b"overwrite", b"keep", b"if-index")  # fmt: skip
     pairs = []
     for _ in range(rng.randrange(1, 4)):
         dice = rng.random()
@@ -65,10 +68,18 @@ def query(rng: random.Random) -> bytes:
 
 def plain(rng: random.Random) -> bytes:
     """A request as clients send it; most of them, so that there is something to get wrong."""
-    target = rng.choice((b"/v1/kv/a", b"/kv/b", b"/v1/kv/web/color?cas=0", b"/v1/kv/a?flags=7"))
+    target = rng.choice((b"/v1/kv/a", b"/kv/b", b"/v1/kv/web/color?cas=0", b"/v1/kv/a?flags=7",
+                         b"/v1/kv/n?add=1", b"/kv/c?copy=a", b"/v1/kv/?move=a&recurse",
+                         b"/v1/kv/a?ttl=5s", b"/v1/kv/?keys&limit=2"))  # fmt: skip
     method = rng.choice((b"GET", b"PUT", b"PUT", b"DELETE", b"POST"))
     body = rng.randbytes(rng.choice((0, 3, 40, 300))) if method in (b"PUT", b"POST") else b""
     length = b"Content-Length: %d\r\n" % len(body) if body or rng.random() < 0.5 else b""
+    if rng.random() < 0.2:
+        length += (
+            b"Idempotency-Key: "
+            + rng.choice((b"k", b"%d" % rng.randrange(9), b"\xff", b" "))
+            + b"\r\n"
+        )
     return b"%b %b HTTP/1.1\r\nHost: x\r\n%b\r\n%b" % (method, target, length, body)
 
 
@@ -241,6 +252,15 @@ class Told(NamedTuple):
     """The full shell had no part in it."""
 
 
+def nameless(command: Command) -> Command:
+    """The same without the id that a new session gets by chance."""
+    if isinstance(command, Once):
+        return command._replace(command=nameless(command.command))
+    if isinstance(command, SessionCreate):
+        return command._replace(session_id=str(uuid.UUID(int=0)))
+    return command
+
+
 class Shell:
     """A server that never listens."""
 
@@ -276,7 +296,8 @@ class Shell:
         socket.close()
         await self.turns(socket)
         is_lean = isinstance(socket.protocol, Connection)
-        return Told(bytes(socket.written), list(self.replica.commands), is_lean)
+        stored = [nameless(command) for command in self.replica.commands]
+        return Told(bytes(socket.written), stored, is_lean)
 
     async def turns(self, socket: Socket) -> None:
         """Let the loop go round until nothing more happens."""
