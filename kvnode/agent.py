@@ -185,6 +185,9 @@ class Agent:
                 address=str(peer_address(config)),
                 http_address=http_address(config, config.http_port),
                 expect=expect,
+                runs=record.runs,
+                term=recovered.hard_state.term,
+                last_index=recovered.base.last.index + len(recovered.entries),
             )
             files = file_bounds(raise_file_limit())
             transport = TcpTransport(

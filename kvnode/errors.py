@@ -24,6 +24,7 @@
         ├── DiskFailed              a write or sync failed: never retried (RC-8)
         │   └── DiskFull            … because there is no space left (RC-70)
         ├── CorruptLog              a file is not what its checksum says (RC-71)
+        │   ├── VolumeRolledBack    the volume is an old copy of itself (RC-54)
         │   └── StateDiverged       the data is not what the other members hold (RC-74)
         ├── DirectoryInUse          another process owns the data directory (RC-52)
         ├── ForeignDirectory        the directory belongs to another cluster or format
@@ -174,6 +175,12 @@ class DiskFull(DiskFailed):
 
 class CorruptLog(MustStop):
     """Durable data is not what its checksum says (RC-71, RC-73)."""
+
+
+class VolumeRolledBack(CorruptLog):
+    """This node's volume is older than what its peers have heard of it (RC-54): what it acknowledged and
+    voted since is not there.
+    """
 
 
 class StateDiverged(CorruptLog):

@@ -132,6 +132,14 @@ class Journal(Protocol):
         ...
 
 
+class PeerBoot(NamedTuple):
+    """One process of a peer; see ``Hello``."""
+
+    node_id: NodeId
+    boot: int
+    run: int
+
+
 class IdentityRecord(NamedTuple):
     """Who this node is; one small file, written whole (RC-9) with a checksum."""
 
@@ -145,6 +153,10 @@ class IdentityRecord(NamedTuple):
     empty. A promised node promises itself to no other (RC-55)."""
     boot: int
     """Raised and synced at each start, before the first message (RC-52)."""
+    runs: tuple[int, ...] = ()
+    """See ``Hello``; this process's is stored before the first message, too."""
+    peers: tuple[PeerBoot, ...] = ()
+    """The newest process of each member that was heard of (RC-54)."""
 
 
 class IdentityStore(Protocol):
@@ -161,6 +173,19 @@ class IdentityStore(Protocol):
     def set_aside(self, done: Callable[[KvnodeError | None], None]) -> None:
         """Mark the directory so that the next start sets its data aside (never deletes it) and
         begins as a new incarnation with an empty log (RC-51).
+        """
+        ...
+
+    def remember(
+        self, peers: tuple[PeerBoot, ...], done: Callable[[KvnodeError | None], None]
+    ) -> None:
+        """Store ``record.peers`` durably."""
+        ...
+
+    def fence(self, text: str, done: Callable[[KvnodeError | None], None]) -> None:
+        """Keep every later process from starting on these data, and say why (RC-54).
+
+        Errors: ``DirectoryInUse`` when another process has started on them meanwhile; nothing was done.
         """
         ...
 
@@ -231,6 +256,13 @@ class Hello(NamedTuple):
     http_address: str
     expect: int
     """``--bootstrap-expect``, 0 when not given."""
+    runs: tuple[int, ...] = ()
+    """A number that each process draws at random: this one's, the one's before it on the same volume, and
+    so on for some. Who lacks a run that was heard of lives on a copy of the volume (RC-52, RC-54).
+    Empty: nobody to be remembered, or from a build that has none."""
+    term: int = 0
+    last_index: int = 0
+    """What this process found on its disk when it started (RC-54)."""
 
 
 class TransportHandler(Protocol):
@@ -272,6 +304,12 @@ class TransportHandler(Protocol):
         """
         ...
 
+    def on_rolled_back(self) -> None:
+        """A member of our own cluster says that our volume is older than what it has heard of us
+        (RC-54). Called again for every connection that is refused for it.
+        """
+        ...
+
     def on_snapshot_begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:
         """A peer wants to stream a snapshot. False refuses it."""
         ...
@@ -298,6 +336,8 @@ class Transport(Protocol):
     """What this node says of itself; set anew when it changes, and open connections are told."""
     is_removed: Callable[[NodeId], bool]
     """Whether an incarnation may never come back (RC-47)."""
+    is_rolled_back: Callable[[Hello], bool]
+    """Whether a node that introduces itself lives on an old copy of its volume (RC-54)."""
 
     def set_peers(self, peers: Mapping[NodeId, tuple[str, ...]]) -> None:
         """Set the peers to stay connected with, and where each may be found (``host:port``, best

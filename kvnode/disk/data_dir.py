@@ -20,7 +20,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kvnode.disk.files import FileSystem, OsFileSystem
-from kvnode.disk.identity import IdentityFile, OpenedIdentity, open_identity, write_identity
+from kvnode.disk.identity import OpenedIdentity, open_identity, write_identity
+from kvnode.disk.identity_store import IdentityFile
 from kvnode.disk.journal import JournalCore, open_journal
 from kvnode.disk.lock import DirectoryLock
 from kvnode.disk.quarantine import check_mark, has_set_aside, mark, set_damaged_aside

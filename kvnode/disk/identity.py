@@ -9,20 +9,23 @@ happens (RC-52). A file that cannot be read or is damaged is an error, never an 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from kvnode.disk.files import FileSystem
 from kvnode.disk.whole_file import read_whole, write_whole
-from kvnode.errors import CorruptLog, ForeignDirectory, KvnodeError
-from kvnode.ports import IdentityRecord, Worker
+from kvnode.errors import CorruptLog, ForeignDirectory
+from kvnode.ports import IdentityRecord, PeerBoot
 from kvnode.raft.types import NodeId
 
 IDENTITY_NAME = "identity.json"
 IDENTITY_BYTES_MAX = 1 << 20
 FORMAT = 1
 """Version of the data directory as a whole."""
+RUNS_KEPT = 16
+"""So many starts in a row may pass unheard of before an old copy of a volume goes unnoticed."""
 
 DATA_NAMES = ("raft", "state", "snapshots")
 """What belongs to an incarnation, besides its identity."""
@@ -59,8 +62,17 @@ class OpenedIdentity(NamedTuple):
     """Directory to which the data of a removed incarnation were just moved; empty: none were."""
 
 
+def new_run() -> int:
+    """Draw a number for a process, see ``kvnode.ports.Hello``."""
+    return 1 + secrets.randbits(62)
+
+
 def open_identity(
-    fs: FileSystem, directory: str, name: str, new_node_id: Callable[[], str]
+    fs: FileSystem,
+    directory: str,
+    name: str,
+    new_node_id: Callable[[], str],
+    new_run: Callable[[], int] = new_run,
 ) -> OpenedIdentity:
     """Read who this node is and raise its boot number; make an identity in an empty directory.
 
@@ -69,6 +81,7 @@ def open_identity(
         directory: The data directory; it exists.
         name: The node's configured name.
         new_node_id: Makes a never used id.
+        new_run: Draws a number for this process.
 
     Raises:
         ForeignDirectory: The directory is another node's, or of an unknown format.
@@ -89,7 +102,9 @@ def open_identity(
             f"{directory} belongs to the node named {identity.record.name!r}, and this one is named "
             f"{name!r}. Start it with that name, or give it a data directory of its own"
         )
-    record = identity.record._replace(boot=identity.record.boot + 1)
+    record = identity.record
+    runs = (new_run(), *record.runs)[:RUNS_KEPT]
+    record = record._replace(boot=record.boot + 1, runs=runs)
     identity = identity._replace(record=record)
     write_identity(fs, directory, identity)
     return OpenedIdentity(identity, not identity.log_made, aside)
@@ -150,14 +165,33 @@ def _read(fs: FileSystem, path: str) -> Identity:
         )
     if any(type(content.get(name)) is not kind for name, kind in _FIELDS.items()):
         raise CorruptLog(damaged)
+    peers, runs = _read_peers(content.get("peers", [])), content.get("runs", [])
+    if peers is None or not isinstance(runs, list) or any(type(run) is not int for run in runs):
+        raise CorruptLog(damaged)
     record = IdentityRecord(
         node_id=NodeId(content["node_id"]),
         name=content["name"],
         cluster_id=content["cluster_id"],
         pledge=content["pledge"],
         boot=content["boot"],
+        runs=tuple(runs),
+        peers=peers,
     )
     return Identity(record, content["log_made"], content["set_aside"])
+
+
+def _read_peers(rows: Any) -> tuple[PeerBoot, ...] | None:
+    """Read ``IdentityRecord.peers``, which the first builds did not write; None: it has another form."""
+    if not isinstance(rows, list):
+        return None
+    found = []
+    for row in rows:
+        match row:
+            case [str(node_id), int(boot), int(run)]:
+                found.append(PeerBoot(NodeId(node_id), boot, run))
+            case _:
+                return None
+    return tuple(found)
 
 
 def _check_empty(fs: FileSystem, directory: str) -> None:
@@ -184,38 +218,3 @@ def _move_aside(fs: FileSystem, directory: str, node_id: str) -> str:
             fs.sync_dir(target)
             fs.sync_dir(directory)
     return target
-
-
-class IdentityFile:
-    """``kvnode.ports.IdentityStore`` over the identity file; the writing is a job of a ``Worker``."""
-
-    def __init__(self, fs: FileSystem, directory: str, identity: Identity, worker: Worker) -> None:
-        """Keep ``identity``, which is what the file holds."""
-        self._fs = fs
-        self._directory = directory
-        self._worker = worker
-        self._newest = identity
-        self.record = identity.record
-        """See ``kvnode.ports.IdentityStore``."""
-
-    def save(
-        self, cluster_id: str, pledge: str, done: Callable[[KvnodeError | None], None]
-    ) -> None:
-        """See ``kvnode.ports.IdentityStore``."""
-        old = self._newest.record
-        assert old.cluster_id in ("", cluster_id), "a node never changes its cluster"
-        record = old._replace(cluster_id=cluster_id, pledge=pledge)
-        self._write(self._newest._replace(record=record), done)
-
-    def set_aside(self, done: Callable[[KvnodeError | None], None]) -> None:
-        """See ``kvnode.ports.IdentityStore``."""
-        self._write(self._newest._replace(set_aside=True), done)
-
-    def _write(self, identity: Identity, done: Callable[[KvnodeError | None], None]) -> None:
-        def finish(_: None, error: KvnodeError | None) -> None:
-            if error is None:
-                self.record = identity.record
-            done(error)
-
-        self._newest = identity
-        self._worker.submit(lambda: write_identity(self._fs, self._directory, identity), finish)

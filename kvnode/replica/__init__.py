@@ -22,7 +22,8 @@ Rooms:
 - ``snapshots``, ``recovery``, ``upkeep``, ``history``: streams, the start, compaction, reaping and trimming.
 - ``autopilot``: the leader's judgement of the members; who was silent for too long is given up.
 - ``comparison``: do all members hold the same data? ``administration``: what operators ask.
-- ``listener``: what the transport tells. ``peers``: whom to stay connected with.
+- ``lineage``: whose volume is an old copy. ``listener``: what the transport tells.
+- ``peers``: whom to stay connected with.
 - ``sessions``: renewals on their way. ``session_timers``: the leader's clocks. ``lock_delays``: how long ago
   sessions ended, noted by every node.
 - ``expiry``: the leader's clocks of keys.

@@ -60,6 +60,7 @@ class Listener:
         if replica.stopped:
             return
         news = replica.book.learn(sender)
+        replica.lineage.heard(sender)
         if sender.cluster_id:
             replica.contact.greeted(sender)
         replica.formation.greeted(sender)
@@ -80,6 +81,10 @@ class Listener:
     def on_removed(self) -> None:
         """A member of our cluster says that this incarnation was removed (RC-47)."""
         self._replica.removed()
+
+    def on_rolled_back(self) -> None:
+        """A member of our cluster has seen newer data of ours (RC-54)."""
+        self._replica.lineage.accused()
 
     def on_snapshot_begin(self, sender: Hello, term: int, meta: SnapshotMeta) -> bool:
         """A peer wants to stream a snapshot."""

@@ -57,6 +57,7 @@ from kvnode.replica.facade import Consistency, PodStatus, ReadView, Status
 from kvnode.replica.formation import Formation
 from kvnode.replica.forwarding import Forwarder
 from kvnode.replica.intake import Intake
+from kvnode.replica.lineage import Lineage
 from kvnode.replica.listener import Listener
 from kvnode.replica.peers import PeerFinder
 from kvnode.replica.recovery import recover
@@ -140,6 +141,7 @@ class Replica:
         self.formation = Formation(self)
         self.admin = Administration(self)
         self.peers = PeerFinder(self)
+        self.lineage = Lineage(self)
         self.steward = Steward(self)
         self.pilot = Pilot(self)
         # As the facade has them.
@@ -173,6 +175,7 @@ class Replica:
         self._known_membership = self.raft.membership
         transport.handler = Listener(self)
         transport.is_removed = self.is_removed
+        transport.is_rolled_back = self.lineage.is_rolled_back
 
     def _make_raft(
         self, hard_state: HardState, base: LogBase, entries: Sequence[Entry], applied: Index
@@ -544,6 +547,7 @@ class Replica:
             # Also one that was taken back with the log: who is no peer meanwhile gets no answers.
             self._known_membership = raft.membership
             self.peers.refresh()
+            self.lineage.members_changed()
         if (self.desk.writes or self.desk.reads) and self.is_leader and not raft.is_transferring:
             self.wake()  # what stayed behind goes out as soon as there is somebody to take it
 

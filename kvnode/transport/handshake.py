@@ -27,6 +27,11 @@ TEXT_LEN_MAX: Final = 512
 NODE_ID_LEN_MAX: Final = 64
 INT_LIMIT: Final = 2**63
 BOOTS_MAX: Final = 4096
+RUNS_MAX: Final = 64
+
+
+_FIELDS_MIN: Final = 8
+"""Fields of a ``Hello`` that the first builds had; those after them have defaults."""
 
 
 class Lane(IntEnum):
@@ -57,6 +62,8 @@ class Refusal(Enum):
     """This incarnation was removed from the cluster and may not come back (RC-47)."""
     OLD_BOOT = "old boot"
     """A newer process of the same incarnation has been seen (RC-52, RC-54)."""
+    ROLLED_BACK = "rolled back"
+    """This incarnation has been seen with newer data: its volume is an old copy (RC-52, RC-54)."""
     DUPLICATE = "duplicate"
     """The same incarnation and boot number at two addresses: a cloned data directory (RC-52)."""
     SECRET = "secret"
@@ -112,15 +119,16 @@ def parse_hello(frame: tuple[Any, ...]) -> Greeting:
     Raises:
         RemoteProtocolError: It is none, or a field has the wrong type or is out of bounds.
     """
-    if len(frame) < 4 + len(Hello._fields) or frame[0] != framing.HELLO or frame[1] != MAGIC:
+    if len(frame) < 4 + _FIELDS_MIN or frame[0] != framing.HELLO or frame[1] != MAGIC:
         raise RemoteProtocolError("not an introduction")
     lane, expected, protocol, cluster_id, node_id, name, boot, address, http_address, expect = (
-        frame[2 : 4 + len(Hello._fields)]
+        frame[2 : 4 + _FIELDS_MIN]
     )
+    runs, term, last_index = _parse_lineage(frame[4 + _FIELDS_MIN :])
     for text in (expected, cluster_id, node_id, name, address, http_address):
         if type(text) is not str or len(text) > TEXT_LEN_MAX:
             raise RemoteProtocolError("an introduction's text is missing or too long")
-    for number in (lane, protocol, boot, expect):
+    for number in (lane, protocol, boot, expect, term, last_index, *runs):
         if type(number) is not int or not 0 <= number < INT_LIMIT:
             raise RemoteProtocolError("an introduction's number is missing or out of range")
     if not 0 < len(node_id) <= NODE_ID_LEN_MAX:
@@ -129,8 +137,30 @@ def parse_hello(frame: tuple[Any, ...]) -> Greeting:
         lane = Lane(lane)
     except ValueError as error:
         raise RemoteProtocolError(f"unknown lane {lane}") from error
-    hello = Hello(protocol, cluster_id, NodeId(node_id), name, boot, address, http_address, expect)
+    hello = Hello(
+        protocol,
+        cluster_id,
+        NodeId(node_id),
+        name,
+        boot,
+        address,
+        http_address,
+        expect,
+        runs,
+        term,
+        last_index,
+    )
     return Greeting(hello, lane, expected)
+
+
+def _parse_lineage(fields: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
+    """Read what the first builds did not say: runs, term and last index."""
+    if len(fields) < 3:
+        return (), 0, 0
+    runs = fields[0]
+    if type(runs) not in (tuple, list) or len(runs) > RUNS_MAX:
+        raise RemoteProtocolError("an introduction's runs are malformed")
+    return tuple(runs), fields[1], fields[2]
 
 
 def refused_frame(refusal: Refusal, text: str, ours: Hello) -> tuple[Any, ...]:
@@ -157,7 +187,13 @@ def parse_refused(frame: tuple[Any, ...]) -> Refused:
 
 
 def judge(
-    ours: Hello, theirs: Hello, *, lane: Lane, expected: str, removed: bool
+    ours: Hello,
+    theirs: Hello,
+    *,
+    lane: Lane,
+    expected: str,
+    removed: bool,
+    rolled_back: bool = False,
 ) -> tuple[Refusal, str] | None:
     """Decide whether two nodes may talk on ``lane``; boot numbers are ``Boots``' business.
 
@@ -168,6 +204,7 @@ def judge(
         expected: The node id that a dialler looks for; empty: anyone. Listeners pass the empty one
             and ask ``misdirected`` besides.
         removed: Whether the peer's incarnation is on our list of removed ones.
+        rolled_back: Whether newer data of the peer's incarnation have been seen.
 
     Returns:
         None when they may, else the reason and a sentence for the log.
@@ -180,6 +217,11 @@ def judge(
         return Refusal.CLUSTER, f"cluster {theirs.cluster_id}, ours is {ours.cluster_id}"
     if removed:
         return Refusal.REMOVED, "this incarnation was removed from the cluster"
+    if rolled_back:
+        return Refusal.ROLLED_BACK, (
+            f"newer data of node {theirs.node_id} were seen than boot {theirs.boot} has: an old copy of "
+            f"its volume was brought back, or two processes live on copies of it"
+        )
     if expected and theirs.node_id != expected:
         return Refusal.IDENTITY, f"node {theirs.node_id} lives here, not {expected}"
     return None
@@ -213,8 +255,8 @@ class _Seen:
 class Boots:
     """The highest boot number seen of each incarnation (RC-52, RC-54).
 
-    Kept in memory only: a node that has just started believes the first one it meets. At most
-    ``BOOTS_MAX`` incarnations are remembered; those without an open connection go first.
+    Kept in memory only; what has to outlive this process is the driver's business (``rolled_back``). At
+    most ``BOOTS_MAX`` incarnations are remembered; those without an open connection go first.
     """
 
     __slots__ = ("_seen",)

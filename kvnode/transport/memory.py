@@ -70,6 +70,7 @@ class MemoryTransport:
     Attributes:
         handler: The driver; set before ``start``.
         is_removed: Which incarnations the cluster has removed (RC-47).
+        is_rolled_back: Whose volume is an old copy (RC-54).
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class MemoryTransport:
         self.network = network
         self.handler = handler
         self.is_removed: Callable[[NodeId], bool] = lambda _: False
+        self.is_rolled_back: Callable[[Hello], bool] = lambda _: False
         self._hello = hello
         self._peers: dict[NodeId, tuple[str, ...]] = {}
         self._boots = Boots()
@@ -224,7 +226,12 @@ class MemoryTransport:
         if not self._up or self.network.is_cut(sender.node_id, self._hello.node_id):
             return False
         refusal = judge(
-            self._hello, sender, lane=lane, expected="", removed=self.is_removed(sender.node_id)
+            self._hello,
+            sender,
+            lane=lane,
+            expected="",
+            removed=self.is_removed(sender.node_id),
+            rolled_back=self.is_rolled_back(sender),
         ) or self._boots.enter(sender)
         if refusal is not None:
             self._refuse(sender, refusal[0])
@@ -252,19 +259,22 @@ class MemoryTransport:
         if self._up and node_id in self._peers and self.handler is not None:
             self.network.scheduler.call_soon(self.handler.on_unreachable, node_id)
 
-    def told_removed(self, cluster_id: str) -> None:
-        """A node refuses us because we were removed."""
+    def told(self, refusal: Refusal, cluster_id: str) -> None:
+        """A node refuses us because we were removed, or because our volume is an old copy."""
         if self._up and cluster_id and self._hello.cluster_id in ("", cluster_id):
             assert self.handler is not None, "started"
-            self.handler.on_removed()
+            if refusal is Refusal.REMOVED:
+                self.handler.on_removed()
+            else:
+                self.handler.on_rolled_back()
 
     # --- inside -----------------------------------------------------------------------------------
 
     def _refuse(self, sender: Hello, refusal: Refusal) -> None:
-        if refusal is Refusal.REMOVED:
+        if refusal in {Refusal.REMOVED, Refusal.ROLLED_BACK}:
             origin = self.network.by_address.get(sender.address)
             if origin is not None and origin.hello.node_id == sender.node_id:
-                self.network.later(origin.told_removed, self._hello.cluster_id)
+                self.network.later(origin.told, refusal, self._hello.cluster_id)
 
     def _find(self, node_id: NodeId) -> MemoryTransport | None:
         """The peer, when one of its addresses answers as it."""

@@ -63,7 +63,7 @@ class TcpTransport:
 
     Attributes:
         handler: The driver. Set before ``start``.
-        is_removed: Which incarnations the cluster has removed (RC-47); set by the driver, cheap.
+        is_removed, is_rolled_back: Judge incarnations (RC-47, RC-54); set by the driver, cheap.
         metrics: Counters.
         secrets: The peer secrets; new ones count from the next connection on.
         tls: Certificates, or None.
@@ -111,6 +111,7 @@ class TcpTransport:
         self.secrets = secrets
         self.metrics = TransportMetrics()
         self.is_removed: Callable[[NodeId], bool] = _nobody_removed
+        self.is_rolled_back: Callable[[Hello], bool] = lambda _hello: False
         self.port = 0
         check_hello(hello)
         self._hello = hello
@@ -399,6 +400,7 @@ class TcpTransport:
             lane=greeting.lane,
             expected=connection.expected,
             removed=self.is_removed(theirs.node_id),
+            rolled_back=self.is_rolled_back(theirs),
         )
         if self.tls is not None and not connection.dialed:  # a dialler checked the name it dialled
             refusal = self.tls.judge(connection.certificate, theirs) or refusal
@@ -439,20 +441,21 @@ class TcpTransport:
     def refused(self, connection: Connection, refused: Refused, *, proven: bool) -> None:
         """A peer refused us.
 
-        A removal counts only when our own cluster says so, at an address that *we* dialled (RC-47):
-        whoever just connects to us cannot make us give up our data, nor can who does not know the secret.
-        While we belong to no cluster, any may say so: there are no data then.
+        A removal or an old volume counts only when our own cluster says so (without one: any), where *we*
+        dialled (RC-47): who just connects, or lacks the secret, cannot make us give up our data.
         """
         self.metrics.refused += 1
         ordinary = refused.refusal in {Refusal.IDENTITY, Refusal.SELF}
         if not ordinary and self._may_log(f"refused by {connection.expected or connection.host}"):
             log.warning("refused_by_peer", peer=connection.expected, reason=refused.text)
-        ours = self._hello.cluster_id
-        if refused.refusal is not Refusal.REMOVED or not connection.dialed or not proven:
+        said_by = refused.cluster_id if connection.dialed and proven else ""
+        if not said_by or self._hello.cluster_id not in ("", said_by):
             return
-        if refused.cluster_id and ours in ("", refused.cluster_id):
-            assert self.handler is not None, "started"
+        assert self.handler is not None, "started"
+        if refused.refusal is Refusal.REMOVED:
             self.handler.on_removed()
+        elif refused.refusal is Refusal.ROLLED_BACK:
+            self.handler.on_rolled_back()
 
     def raft_frame(self, connection: Connection, frame: tuple[Any, ...]) -> None:
         """Hand Raft messages of our own cluster to the driver."""

@@ -76,7 +76,8 @@ def test_where_locks_lie_the_newcomer_wins_and_the_old_process_stops_writing(
     core, _ = old.open_journal()
     core.run([Save(HardState(Term(1), None), [])])
     new = DataDir.open(str(tmp_path), "n-0")
-    assert new.record == old.record._replace(boot=2)
+    assert new.record == old.record._replace(boot=2, runs=new.record.runs)
+    assert new.record.runs[1:] == old.record.runs
     before = {path: path.read_bytes() for path in (tmp_path / "raft").iterdir()}
     with pytest.raises(DirectoryInUse, match=f"process {os.getpid()} on host .* took this data"):
         core.run([Save(HardState(Term(2), NodeId("x")), [])])

@@ -10,14 +10,18 @@ from typing import Any, TypeVar
 import pytest
 
 from kvnode.disk.identity import (
-    IdentityFile,
     OpenedIdentity,
+    _checksum,
+    new_run,
     open_identity,
     write_identity,
 )
+from kvnode.disk.identity_store import IdentityFile
 from kvnode.disk.journal import open_journal
-from kvnode.errors import CorruptLog, DiskFailed, ForeignDirectory, KvnodeError
-from kvnode.ports import Done, IdentityRecord, IdentityStore
+from kvnode.disk.quarantine import check_mark
+from kvnode.disk.whole_file import write_whole
+from kvnode.errors import CorruptLog, DirectoryInUse, DiskFailed, ForeignDirectory, KvnodeError
+from kvnode.ports import Done, IdentityRecord, IdentityStore, PeerBoot
 from kvnode.raft.types import NodeId
 from tests.disk.crash_disk import CrashDisk, MachineStopped
 
@@ -26,10 +30,13 @@ PATH = "/d/identity.json"
 
 
 def opened(
-    disk: CrashDisk, name: str = "n-0", ids: Callable[[], str] | None = None
+    disk: CrashDisk,
+    name: str = "n-0",
+    ids: Callable[[], str] | None = None,
+    runs: Callable[[], int] | None = None,
 ) -> OpenedIdentity:
     numbers = count(1)
-    return open_identity(disk, "/d", name, ids or (lambda: f"id-{next(numbers)}"))
+    return open_identity(disk, "/d", name, ids or (lambda: f"id-{next(numbers)}"), runs or new_run)
 
 
 class InlineWorker:
@@ -63,13 +70,16 @@ def store(disk: CrashDisk) -> tuple[IdentityFile, InlineWorker]:
 def test_an_empty_directory_gets_an_incarnation_once() -> None:
     """RC-49."""
     disk = CrashDisk()
-    first = opened(disk)
-    assert first == opened(CrashDisk())
-    assert first.identity.record == IdentityRecord(NodeId("id-1"), "n-0", "", "", 1)
+    first = opened(disk, runs=lambda: 7)
+    assert first == opened(CrashDisk(), runs=lambda: 7)
+    assert first.identity.record._replace(runs=()) == IdentityRecord(
+        NodeId("id-1"), "n-0", "", "", 1
+    )
     assert (first.fresh, first.set_aside) == (True, "")
     disk.crash()
     again = opened(disk, ids=lambda: pytest.fail("the id is made once"))
-    assert again.identity.record == first.identity.record._replace(boot=2)
+    record = again.identity.record
+    assert record == first.identity.record._replace(boot=2, runs=(record.runs[0], 7))
 
 
 def test_the_boot_number_rises_durably_at_each_start() -> None:
@@ -157,9 +167,12 @@ def test_saves_show_once_done_and_build_on_each_other() -> None:
     assert identity.record.cluster_id == identity.record.pledge == ""
     worker.run()
     assert seen == [None, None]
-    assert identity.record == IdentityRecord(NodeId("id-1"), "n-0", "cluster", "", 1)
+    assert identity.record._replace(runs=()) == IdentityRecord(
+        NodeId("id-1"), "n-0", "cluster", "", 1
+    )
     disk.crash()
-    assert opened(disk).identity.record == identity.record._replace(boot=2)
+    again = opened(disk, runs=lambda: 7).identity.record
+    assert again == identity.record._replace(boot=2, runs=(7, *identity.record.runs))
 
 
 def test_a_cluster_never_changes() -> None:
@@ -209,7 +222,9 @@ def test_a_removed_incarnation_is_moved_aside_and_a_new_one_begins() -> None:
     found = opened(disk, ids=lambda: "new")
     assert found.set_aside == "/d/set-aside-id-1"
     assert found.fresh
-    assert found.identity.record == IdentityRecord(NodeId("new"), "n-0", "", "", 1)
+    assert found.identity.record._replace(runs=()) == IdentityRecord(
+        NodeId("new"), "n-0", "", "", 1
+    )
     assert not found.identity.set_aside
     moved = {path.replace("/d/", "/d/set-aside-id-1/") for path in before}
     assert set(disk.files()) == moved | {PATH}
@@ -237,3 +252,53 @@ def test_moving_aside_may_be_cut_off_anywhere() -> None:
         else:
             return
     pytest.fail("opening never ends")
+
+
+def test_peers_and_runs_are_kept() -> None:
+    disk = CrashDisk()
+    identity, worker = store(disk)
+    peers = (PeerBoot(NodeId("a"), 3, 77), PeerBoot(NodeId("b"), 1, 5))
+    done: list[object] = []
+    identity.remember(peers, done.append)
+    worker.run()
+    assert done == [None]
+    assert identity.record.peers == peers
+    first = identity.record.runs
+    again = opened(disk).identity.record
+    assert again.peers == peers
+    assert again.runs[1:] == first
+    assert len(set(again.runs)) == 2
+
+
+def test_a_fenced_directory_is_not_opened_again() -> None:
+    disk = CrashDisk()
+    identity, worker = store(disk)
+    done: list[object] = []
+    identity.fence("an old copy", done.append)
+    worker.run()
+    assert done == [None]
+    with pytest.raises(CorruptLog, match="an old copy"):
+        check_mark(disk, "/d")
+
+
+def test_who_lost_the_directory_does_not_fence_it() -> None:
+    disk = CrashDisk()
+    identity, worker = store(disk)
+    opened(disk)  # another process
+    done: list[object] = []
+    identity.fence("an old copy", done.append)
+    worker.run()
+    assert isinstance(done[0], DirectoryInUse)
+    check_mark(disk, "/d")
+
+
+@pytest.mark.parametrize(("name", "value"), [("peers", 7), ("peers", [[1, 2, 3]]), ("runs", ["x"])])
+def test_malformed_lineage_is_damage(name: str, value: object) -> None:
+    disk = CrashDisk()
+    store(disk)
+    content = json.loads(disk.open("/d/identity.json").pread(1 << 20, 0))["identity"]
+    content[name] = value
+    body = {"identity": content, "crc32": _checksum(content)}
+    write_whole(disk, "/d", "identity.json", json.dumps(body).encode())
+    with pytest.raises(CorruptLog):
+        opened(disk)

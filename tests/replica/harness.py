@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvnode.errors import InvariantBroken, KvnodeError, MustStop
-from kvnode.ports import Done, Hello, IdentityRecord, LogBase, Recovered, ScaleSource
+from kvnode.ports import Done, Hello, IdentityRecord, LogBase, PeerBoot, Recovered, ScaleSource
 from kvnode.raft.types import (
     ZERO,
     Entry,
@@ -178,6 +178,25 @@ class FakeIdentity:
 
         self.queue.later(complete)
 
+    def remember(
+        self, peers: tuple[PeerBoot, ...], done: Callable[[KvnodeError | None], None]
+    ) -> None:
+        record = self._newest = self._newest._replace(peers=peers)
+
+        def complete() -> None:
+            self._machine.record = record
+            self.record = record
+            done(None)
+
+        self.queue.later(complete)
+
+    def fence(self, text: str, done: Callable[[KvnodeError | None], None]) -> None:
+        def complete() -> None:
+            self._machine.fenced = text
+            done(None)
+
+        self.queue.later(complete)
+
     def set_aside(self, done: Callable[[KvnodeError | None], None]) -> None:
         def complete() -> None:
             self.aside = True
@@ -242,6 +261,7 @@ class Machine:
         self.seeds: list[str] | None = None
         self.scale: ScaleSource | None = None
         self.incarnations = 0
+        self.fenced = ""
         self.dies_in = 0
         """The process dies when so many more writes are durable, before it hears of the last."""
         self.wipe()
@@ -279,7 +299,8 @@ class Machine:
 
     def start(self) -> Replica:
         clock = self.clock = NodeClock(self.cluster.world, self.name)
-        self.record = self.record._replace(boot=self.record.boot + 1)
+        runs = (self.cluster.runs(), *self.record.runs)
+        self.record = self.record._replace(boot=self.record.boot + 1, runs=runs[:16])
         self.journal = FakeJournal(self, clock)
         self.worker = FakeWorker(clock)
         self.identity = FakeIdentity(self, clock)
@@ -288,7 +309,8 @@ class Machine:
         record = self.record
         hello = Hello(
             PROTOCOL, record.cluster_id, record.node_id, record.name, record.boot, self.address, "",
-            self.settings.expect,
+            self.settings.expect, record.runs, self.hard_state.term,
+            self.base.last.index + len(self.entries),
         )  # fmt: skip
         self.transport = MemoryTransport(self.cluster.network, hello)
         self.replica = Replica(
@@ -371,7 +393,13 @@ class Cluster:
         self.world = World()
         self.network = MemoryNetwork(NodeClock(self.world, "network"), 0.001)
         self.settings = replace(ReplicaSettings(expect=count), **settings)
+        self._runs = 0
         self.machines = [Machine(self, f"n{number}") for number in range(count)]
+
+    def runs(self) -> int:
+        """A number for a process, never given before."""
+        self._runs += 1
+        return self._runs
 
     def addresses(self) -> list[str]:
         return [machine.address for machine in self.machines]

@@ -108,6 +108,8 @@ class Invariants:
         """Called for each entry when it is committed first."""
         self.core_of: Callable[[NodeId], RawNode | None] = lambda _node: None
         """The core of a node that runs now."""
+        self._lost: dict[NodeId, list[DurableLog]] = {}
+        """What disks held before an old copy took their place."""
         self._memberships: dict[bytes, Membership] = {}
         """Decoded once."""
         self._seen: dict[NodeId, _Seen] = {}
@@ -125,6 +127,16 @@ class Invariants:
         if found is None:
             found = self.disks[node] = DurableLog()
         return found
+
+    def forget_disk(self, node: NodeId) -> None:
+        """An old copy of the volume came back. What the node said and voted is still true (RC-54).
+
+        What it had acknowledged still counts where a majority is counted, as that of a node whose volume
+        was lost does: who leads next without it is found by ``_complete``.
+        """
+        old = self.disks.pop(node, None)
+        if old is not None:
+            self._lost.setdefault(node, []).append(old)
 
     def disk_hard_state(self, node: NodeId, state: HardState) -> None:
         """A hard state is durable now."""
@@ -244,6 +256,8 @@ class Invariants:
             self._nothing_lost(node, disk, fresh)
             if disk.base.index < base.index:
                 self.disk_base(node, base, reset=disk.term_at(base.index) != base.term)
+        else:
+            self.disks[node] = DurableLog(base=base)
         self.disk_hard_state(node, hard_state)
         self.disk_entries(node, tuple(entries))
         self._seen[node] = _Seen(term=hard_state.term)
@@ -356,7 +370,10 @@ class Invariants:
             held = [
                 voter
                 for voter in membership.voters
-                if self.disk(voter).term_at(index) == term or self.disk(voter).base.index > index
+                if any(
+                    disk.term_at(index) == term or disk.base.index > index
+                    for disk in (self.disk(voter), *self._lost.get(voter, ()))
+                )
             ]
             if 2 * len(held) > len(membership.voters):
                 return

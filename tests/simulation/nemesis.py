@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvnode.errors import KvnodeError
-from kvnode.raft.types import Membership
+from kvnode.raft.types import Membership, NodeId
 from tests.simulation.clock import derive
 from tests.simulation.network import Weather
 from tests.simulation.node import SimNode
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Simulation
+
+
+class Copy(NamedTuple):
+    """A volume as it was at one moment."""
+
+    node_id: NodeId
+    boot: int
+    files: dict[str, bytes]
+    engine: Any
 
 
 class Nemesis:
@@ -27,6 +36,8 @@ class Nemesis:
         """Machines that an operator is removing."""
         self.replicas = sim.swarm.size
         """How many pods their StatefulSet is to have."""
+        self.copies: dict[str, Copy] = {}
+        """Of volumes, by machine."""
 
     def strike(self) -> None:
         """One fault, and then the next one after a while."""
@@ -243,6 +254,42 @@ class Nemesis:
         node.blank()
         self.sim.note("wiped")
         self._restart_later(node)
+
+    def _fault_roll_back(self) -> None:
+        """An old copy of a volume is brought back, or one is taken for later (RC-54).
+
+        Only when every other voter knows, durably, of a newer process than the copy can start: what is
+        not known to anybody cannot be noticed.
+        """
+        membership = self._membership()
+        if membership is None or len(membership.voters) < 3:
+            return
+        node = self.rng.choice([n for n in self.sim.up() if n.node_id in membership.voters])
+        assert node.replica is not None
+        copy, record = self.copies.get(node.name), node.replica.identity.record
+        if copy is None or copy.node_id != record.node_id:
+            self.copies[node.name] = Copy(
+                record.node_id, record.boot, node.disk.image(), node.engines.copy_disk()
+            )
+            self.sim.note("volume copied")
+        elif copy.boot < record.boot and self._is_known(node.node_id, record.boot, membership):
+            self.sim.trace(f"{node.name} gets an old copy of its volume, boot {copy.boot}")
+            self.sim.note("volume rolled back")
+            node.kill(True)
+            node.roll_back(copy.files, copy.engine)
+            self._restart_later(node)
+
+    def _is_known(self, node_id: NodeId | None, boot: int, membership: Membership) -> bool:
+        """Whether all other voters keep in mind that they have heard of this process."""
+        others = [n for n in self.sim.up() if n.node_id in membership.voters - {node_id}]
+        return all(
+            n.replica is not None
+            and any(
+                peer.node_id == node_id and peer.boot >= boot
+                for peer in n.replica.identity.record.peers
+            )
+            for n in others
+        )
 
     def _fault_remove(self) -> None:
         """Scale down: an operator removes a member for good; its volume stays."""

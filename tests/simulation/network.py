@@ -354,6 +354,7 @@ class SimTransport:
         self.clock = clock
         self.handler: TransportHandler | None = None
         self.is_removed: Callable[[NodeId], bool] = lambda _node: False
+        self.is_rolled_back: Callable[[Hello], bool] = lambda _hello: False
         self.boots = Boots()
         self.stopped = False
         self._hello = hello
@@ -397,6 +398,7 @@ class SimTransport:
             lane=connection.lane,
             expected="",
             removed=there.is_removed(hello.node_id),
+            rolled_back=there.is_rolled_back(hello),
         )
         if refusal is not None:
             there.refuse(connection, refusal[0])
@@ -579,6 +581,7 @@ class SimTransport:
                 lane=lane,
                 expected="",
                 removed=there.is_removed(self._hello.node_id),
+                rolled_back=there.is_rolled_back(self._hello),
             )
             refusal = refusal or there.boots.enter(self._hello)
             if refusal is not None:
@@ -609,6 +612,7 @@ class SimTransport:
                 lane=lane,
                 expected=expected,
                 removed=self.is_removed(theirs.node_id),
+                rolled_back=self.is_rolled_back(theirs),
             )
             refusal = refusal or self.boots.enter(theirs)
             if refusal is not None:
@@ -650,11 +654,15 @@ class SimTransport:
         connection.abort("refused")
 
     def refused(self, reason: Refusal, cluster_id: str) -> None:
-        """Somebody refused us; once we belong to a cluster, only that can say that we were removed."""
+        """Somebody refused us; once we belong to a cluster, only that can say that we are out."""
         ours = self._hello.cluster_id
-        if reason is Refusal.REMOVED and cluster_id and ours in ("", cluster_id):
-            assert self.handler is not None
+        if not cluster_id or ours not in ("", cluster_id):
+            return
+        assert self.handler is not None
+        if reason is Refusal.REMOVED:
             self.handler.on_removed()
+        elif reason is Refusal.ROLLED_BACK:
+            self.handler.on_rolled_back()
 
     def _sweep(self) -> None:
         self.clock.call_later(1.0, self._sweep)

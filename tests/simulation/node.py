@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from kvnode.disk.identity import IdentityFile, open_identity, write_identity
+from kvnode.disk.identity import open_identity, write_identity
+from kvnode.disk.identity_store import IdentityFile
 from kvnode.disk.journal import Compact, Operation, Reset, Save, open_journal
+from kvnode.disk.quarantine import check_mark
 from kvnode.disk.snapshots import FileSnapshotStore
 from kvnode.errors import CorruptLog, DiskFailed, InvariantBroken, KvnodeError, MustStop, Removed
 from kvnode.ports import Done, Hello, LogBase, Recovered, Scale
@@ -138,6 +140,8 @@ class SimNode:
         """A fault was injected for which a node must stop."""
         self.decayed = False
         """A bit flipped since the last start that read everything."""
+        self.outdated = False
+        """The volume is an old copy of itself, or another machine has a copy of it."""
         self.retired = False
         """Removed by an operator, and not to be started again."""
         self.applied = 0
@@ -154,10 +158,20 @@ class SimNode:
         had, self.disk.faults = self.disk.faults != sound, sound
         return had
 
+    def roll_back(self, files: dict[str, bytes], engine: Any) -> None:
+        """Bring an old copy of the volume back."""
+        self.repair()
+        self.outdated = True
+        self.disk.restore(files)
+        self.engines = SimEngines(self.disk)
+        self.engines.restore(engine)
+        assert self._engines_of is not None
+        self.around.invariants.forget_disk(self._engines_of)
+
     def blank(self) -> None:
         """A new, empty volume."""
         self.repair()
-        self.decayed = False
+        self.decayed = self.outdated = False
         self.disk.wipe()
         self.disk.mkdir(DATA)
         self.disk.sync_dir("/")
@@ -212,7 +226,14 @@ class SimNode:
         around, disk = self.around, self.disk
         rng = derive(around.seed, f"life/{self.name}/{self.life}")
         latency = derive(around.seed, f"latency/{self.name}/{self.life}")
-        opened = open_identity(disk, DATA, self.name, lambda: around.new_node_id(self.name))
+        check_mark(disk, DATA)
+        opened = open_identity(
+            disk,
+            DATA,
+            self.name,
+            lambda: around.new_node_id(self.name),
+            lambda: 1 + rng.getrandbits(62),
+        )
         identity = opened.identity
         if self._engines_of != identity.record.node_id:
             # A new incarnation's state directory is empty; the old one was set aside with the rest.
@@ -244,6 +265,9 @@ class SimNode:
             self.address,
             "",
             self.settings.expect,
+            identity.record.runs,
+            recovered.hard_state.term,
+            recovered.base.last.index + len(recovered.entries),
         )
         self.transport = SimTransport(around.network, self.name, hello, clock, self._sent)
         try:
@@ -304,7 +328,7 @@ class SimNode:
         expected = (
             isinstance(error, Removed)
             or (isinstance(error, DiskFailed) and self.expects_fatal)
-            or (isinstance(error, CorruptLog) and self.decayed)
+            or (isinstance(error, CorruptLog) and (self.decayed or self.outdated))
         )
         if isinstance(error, InvariantBroken) or not expected:
             raise Violation(f"{self.name} stopped: {type(error).__name__}: {error}") from error

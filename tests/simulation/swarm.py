@@ -77,6 +77,7 @@ MORE_FAULTS = (
     "dns_failing",
     "double_burst",
     "delay_long",
+    "roll_back",
 )
 """Drawn by a generator of their own, so that they do not change what else a seed draws."""
 

@@ -195,7 +195,7 @@ class BlockingQueries(Workload):
         newest = max((modify for _, modify in state.values()), default=0)
         if newest > index:
             raise Violation(f"{watcher.client.name}: index {index} with a change at {newest}")
-        if index == watcher.index and watcher.state not in (None, state):
+        if index == watcher.index and watcher.state not in (None, state) and not self._reaped:
             raise Violation(
                 f"{watcher.client.name}: {watcher.path!r} changed from {watcher.state} to {state}, "
                 f"but the index stayed at {index}"
