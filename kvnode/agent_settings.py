@@ -62,8 +62,9 @@ def replica_settings(config: Config) -> ReplicaSettings:
         log_entries_max=config.log_entries_max,
         log_bytes_max=min(config.log_bytes_max, volume_bytes(config.data_dir) // 4),
         history_entries_max=config.history_entries_max,
-        # While it is rewritten, the engine holds old and new tables at a time.
-        history_bytes_max=min(config.history_bytes_max, volume_bytes(config.data_dir) // 16),
+        # For a moment there may be twice as much, and while it is rewritten the engine holds old
+        # and new tables at a time.
+        history_bytes_max=min(config.history_bytes_max, volume_bytes(config.data_dir) // 32),
         once_age_s=config.idempotency_window_s,
         discovery_interval_s=config.discovery_interval_s,
         node_failure_s=config.node_failure_s,

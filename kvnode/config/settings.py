@@ -466,7 +466,7 @@ class Config(Limits):
     )
     history_bytes_max: int = _setting(
         64 * _MIB,
-        "The same in bytes, counted with the old values; never more than a sixteenth of the volume. "
+        "The same in bytes, counted with the old values; never more than a 32nd of the volume. "
         "0: no history.",
         section=_STORAGE,
         unit="bytes",

@@ -50,23 +50,17 @@ class HistoryKeeper:
         replica = self._replica
         meta, settings = replica.store.meta, replica.settings
         rows_max, bytes_max = settings.history_entries_max, settings.history_bytes_max
-        if not rows_max or not bytes_max:
-            if not meta.recording:
-                return None
-            if meta.history_rows <= TRIM_AT_MOST:
-                return TrimHistory(0, recording=False)
-            return self._trim(meta.history_rows, meta.history_bytes)
-        if not meta.recording:
-            return TrimHistory(0, recording=True)
-        if replica.write_refusal:
-            # The volume is nearly full: what was deleted must give its space back.
+        # On a volume that is nearly full, what was deleted must give its space back.
+        recording = bool(rows_max and bytes_max and not replica.write_refusal)
+        if not recording:
             rows_max = bytes_max = 0
-        if meta.history_rows <= rows_max + (
+        bound = 0
+        if meta.history_rows > rows_max + (
             rows_max >> SLACK_SHIFT
-        ) and meta.history_bytes <= bytes_max + (bytes_max >> SLACK_SHIFT):
-            return None
-        return self._trim(meta.history_rows - rows_max, meta.history_bytes - bytes_max)
-
-    def _trim(self, rows: int, size: int) -> TrimHistory | None:
-        bound = self._replica.store.trim_bound(rows, size, TRIM_AT_MOST)
-        return TrimHistory(bound) if bound else None
+        ) or meta.history_bytes > bytes_max + (bytes_max >> SLACK_SHIFT):
+            bound = replica.store.trim_bound(
+                meta.history_rows - rows_max, meta.history_bytes - bytes_max, TRIM_AT_MOST
+            )
+        if bound or meta.recording != recording or meta.history_limit != settings.history_bytes_max:
+            return TrimHistory(bound, recording, settings.history_bytes_max)
+        return None

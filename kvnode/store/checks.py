@@ -206,7 +206,7 @@ class _Audit:
         size = decode_change(raw, row)
         self._changes.add((key, index, size))
         self._change_bytes += change_bytes(raw, size)
-        if not self.meta.history_floor < index <= self.meta.kv_index:
+        if not self.meta.history_base < index <= self.meta.kv_index:
             self.problems.append(f"the change of {key!r} at {index} is outside of the window")
 
     def _revision(self, raw: bytes, row: bytes) -> None:

@@ -31,7 +31,7 @@ from kvnode.store.own_commands import (
     Refused,
     is_sound,
 )
-from kvnode.store.records import DELETE, RELEASE, SESSION_ID_CHARACTERS, KVPair
+from kvnode.store.records import DELETE, HISTORY_LIMIT, RELEASE, SESSION_ID_CHARACTERS, KVPair
 from kvnode.store.registry_commands import (
     Deregister,
     Register,
@@ -152,13 +152,15 @@ class ReapLockDelays(NamedTuple):
 
 
 class TrimHistory(NamedTuple):
-    """Forget the changes up to ``upto``, and say whether further ones are kept. Proposed by the leader
-    by its settings. Result: the number forgotten.
+    """Forget the changes up to ``upto``, and say whether and how far further ones are kept. Proposed by the
+    leader by its settings. Result: the number of rows forgotten.
     """
 
     upto: int
-    """Without ``recording`` everything is forgotten, whatever this says."""
     recording: bool = True
+    """False: nothing is known from now on; the rows that are left go with the next trims."""
+    bytes_max: int = HISTORY_LIMIT
+    """See ``Meta.history_limit``."""
 
 
 class RestorePiece(NamedTuple):
@@ -402,8 +404,8 @@ def check_command(command: object) -> None:
             sound = _is_bytes(prefix)
         case ReapGraves(upto) | ReapLockDelays(upto):
             sound = _is_uint64(upto)
-        case TrimHistory(upto, recording):
-            sound = _is_uint64(upto) and type(recording) is bool
+        case TrimHistory(upto, recording, bytes_max):
+            sound = _is_uint64(upto) and _is_bool(recording) and _is_int63(bytes_max)
         case KvLock(key, value, session, flags, as_of):
             sound = _is_bytes(key) and _is_bytes(value) and _is_text(session)
             sound = sound and _is_uint64(flags) and _is_uint64(as_of)
@@ -440,6 +442,14 @@ def check_command(command: object) -> None:
 
 def _is_bytes(value: object) -> bool:
     return type(value) is bytes
+
+
+def _is_bool(value: object) -> bool:
+    return type(value) is bool
+
+
+def _is_int63(value: object) -> bool:
+    return type(value) is int and 0 <= value <= INT64_MAX
 
 
 def _is_uint64(value: object) -> bool:

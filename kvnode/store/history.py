@@ -94,15 +94,16 @@ class Revisions(NamedTuple):
 
 def trim_history(tx: Transaction, index: int, command: TrimHistory) -> Result:
     """Forget changes, oldest first, and switch recording; no index moves."""
-    upto = min(command.upto, index) if command.recording else index
+    upto = min(command.upto, index)
     forgotten = 0
-    if tx.history_rows and upto > tx.history_floor:
-        start = change_stop(tx.history_floor)  # what lies below is gone, and would only cost time
+    if tx.history_rows and upto > tx.history_base:
+        start = change_stop(tx.history_base)  # what lies below is gone, and would only cost time
         forgotten = tx.forget(tx.scan(start, change_stop(upto)))
-    if command.recording and not tx.recording:
-        upto = index  # nothing that was done meanwhile is known
-    tx.recording = command.recording
+    tx.history_base = max(tx.history_base, upto)
+    if not (command.recording and tx.recording):
+        tx.history_floor = index  # nothing that was done before is known any more, or will be
     tx.history_floor = max(tx.history_floor, upto)
+    tx.limit_history(command.recording, command.bytes_max)
     return Result(forgotten, index)
 
 
@@ -250,10 +251,13 @@ def history(engine: Engine, meta: Meta, key: bytes, limit: int, bytes_max: int) 
         for raw, row in rows if meta.recording else ():
             if len(found) >= limit or (found and size > bytes_max):
                 return Revisions(tuple(found), False)
+            index = decode_revision_key(raw)[1]
+            if index <= meta.history_floor:
+                break  # a row that is still to be forgotten: what came after it is not known
             cause, old = decode_revision(raw, row)
             former = decode_key(KV + key, old) if old else None
             if pair is not None or former is not None:
-                found.append(Revision(decode_revision_key(raw)[1], cause, pair))
+                found.append(Revision(index, cause, pair))
                 size += len(pair.value) if pair is not None else 0
             pair = former
     if pair is not None:
@@ -271,7 +275,7 @@ def trim_bound(engine: Engine, meta: Meta, rows: int, size: int, at_most: int) -
     """
     if (rows <= 0 and size <= 0) or not meta.history_rows:
         return 0
-    start = change_stop(meta.history_floor)
+    start = change_stop(meta.history_base)
     bound = count = 0
     with closing(engine.scan(start, key_range(CHANGES, b"")[1])) as found:
         for raw, row in found:

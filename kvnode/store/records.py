@@ -132,7 +132,7 @@ LOCK_DELAY_MAX_NS: Final = 60_000_000_000
 """A longer lock-delay acts as this one (spec §5.1)."""
 
 META_VERSION: Final = 3
-_META: Final = Struct("<BQQQQQ16sQQBQQQ")
+_META: Final = Struct("<BQQQQQ16sQQBQQQQQ")
 _META_2: Final = Struct("<BQQQQQ16sQQ")
 """Version 2, from before there was a history."""
 _META_1: Final = Struct("<BQQQQQ16s")
@@ -198,6 +198,10 @@ class Session(NamedTuple):
     modify_index: int
 
 
+HISTORY_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes of history in a store whose leader has not said how many."""
+
+
 class Meta(NamedTuple):
     """What the store knows about itself; written in every engine batch (RC-6)."""
 
@@ -220,11 +224,16 @@ class Meta(NamedTuple):
     recording: bool = True
     """Whether changes are kept as history."""
     history_floor: int = 0
-    """Every change above this index is kept, and none below; means nothing while nothing is recorded."""
+    """Every change above this index is known; means nothing while nothing is recorded."""
     history_rows: int = 0
-    """Number of changes kept."""
+    """Number of changes kept, also of those that are to be forgotten."""
     history_bytes: int = 0
     """Bytes of their rows, in both tables."""
+    history_base: int = 0
+    """Every row up to this index is gone; never above ``history_floor``."""
+    history_limit: int = HISTORY_LIMIT
+    """Bytes to which the leader trims. Twice as many there are never: what would not fit is not recorded,
+    and the window begins anew behind it."""
 
 
 def mark_of(raw: bytes, body: bytes) -> bytes:
@@ -427,8 +436,9 @@ def _from_before(record: bytes) -> bytes:
     if len(record) == _META_1.size and record[0] == 1:
         record = b"\2" + record[1:] + bytes(_META_2.size - _META_1.size)
     if len(record) == _META_2.size and record[0] == 2:
-        applied = record[1:9]
-        record = bytes((META_VERSION,)) + record[1:] + b"\1" + applied + bytes(16)
+        applied, limit = record[1:9], HISTORY_LIMIT.to_bytes(8, "little")
+        history = b"\1" + applied + bytes(16) + applied + limit
+        record = bytes((META_VERSION,)) + record[1:] + history
     return record
 
 
@@ -449,6 +459,7 @@ def decode_meta(record: bytes) -> Meta:
     if (
         not meta.graves_index <= meta.kv_index <= applied
         or max(meta.session_index, meta.history_floor) > applied
+        or meta.history_base > meta.history_floor
     ):
         raise CorruptLog(f"the store's meta record contradicts itself: {meta}")
     return meta

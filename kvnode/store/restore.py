@@ -344,5 +344,7 @@ class _Builder:
                 sessions=len(self._sessions),
                 recording=self._former.recording,
                 history_floor=index,
+                history_base=index,
+                history_limit=self._former.history_limit,
             )
         )

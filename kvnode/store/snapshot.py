@@ -269,7 +269,7 @@ class _Loader:
         ):
             if expected != found:
                 raise CorruptLog(f"the snapshot should hold {expected} {name} and holds {found}")
-        if self._oldest <= meta.history_floor:
+        if self._oldest <= meta.history_base:
             raise CorruptLog("the snapshot's history begins before it says")
         if self._changed != meta.history_bytes or self._revision_bytes:
             raise CorruptLog("the snapshot's history is not as long as it says")

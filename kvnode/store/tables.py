@@ -76,6 +76,7 @@ class Transaction:
 
     __slots__ = (
         "_engine_scan",
+        "_history_stop",
         "changes",
         "check_changes",
         "count",
@@ -83,8 +84,10 @@ class Transaction:
         "engine_get",
         "event_fired",
         "graves_index",
+        "history_base",
         "history_bytes",
         "history_floor",
+        "history_limit",
         "history_rows",
         "kv_index",
         "overlay",
@@ -117,7 +120,10 @@ class Transaction:
             self.history_floor,
             self.history_rows,
             self.history_bytes,
+            self.history_base,
+            self.history_limit,
         ) = meta
+        self._history_stop = 2 * self.history_limit
         self.changes: list[Change] | None = [] if watched else None
         self.session_changes: list[SessionChange] = []
         self.event_fired = 0
@@ -212,6 +218,9 @@ class Transaction:
         if old is None:
             old = b""
         size = len(old)
+        if self.history_bytes + size > self._history_stop or index <= self.history_floor:
+            self._begin_anew(index)
+            return
         checksum = crc32(raw, (size << 8 | cause) & 0xFFFFFFFF)
         overlay[raw] = _revision_head(REVISION_VERSION, cause, checksum) + old
         size += REVISION_HEAD.size
@@ -223,6 +232,27 @@ class Transaction:
         known = self.overlay[raw]
         assert known is not None, "nothing is forgotten in the entry that did it"
         self.overlay[raw] = encode_revision(raw, cause, known[REVISION_HEAD.size :])
+
+    def _begin_anew(self, index: int) -> None:
+        """There is no room for what this entry does: the window begins behind it.
+
+        What it has recorded is dropped; what is older is trimmed by entries, a little at a time.
+        """
+        if self.history_floor < index:
+            start = b"c" + _order(index)
+            for raw in [raw for raw in self.overlay if raw.startswith(start)]:
+                row = self.overlay.pop(raw)
+                assert row is not None, "nothing is forgotten in the entry that did it"
+                del self.overlay[b"r" + _width(len(raw) - 9) + raw[9:] + raw[1:9]]
+                self.history_rows -= 1
+                self.history_bytes -= change_bytes(raw, decode_change(raw, row))
+            self.history_floor = index
+
+    def limit_history(self, recording: bool, limit: int) -> None:
+        """From now on keep changes, or not, and this many bytes of them."""
+        self.recording = recording
+        self.history_limit = limit
+        self._history_stop = 2 * limit
 
     def forget(self, rows: Rows) -> int:
         """Drop changes, given as ``scan`` gives them; return their number."""
@@ -316,6 +346,8 @@ class Transaction:
             self.history_floor,
             self.history_rows,
             self.history_bytes,
+            self.history_base,
+            self.history_limit,
         )
 
     def writes(self, meta: Meta) -> list[Write]:

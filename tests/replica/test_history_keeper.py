@@ -49,8 +49,11 @@ def test_more_than_one_entry_forgets_is_forgotten_in_several() -> None:
     node.replica.write_refusal = "the volume is nearly full"
     cluster.run(1.0)
     assert node.replica.store.meta.history_rows == 0, "what was deleted gives its space back"
+    assert not node.replica.store.meta.recording, "deletes leave nothing behind"
     node.replica.write_refusal = ""
-    assert node.replica.store.meta.recording
+    cluster.run(0.5)
+    fill(cluster, node, 5, 2)
+    assert node.replica.store.meta.history_rows == 5
 
 
 def test_deletes_on_a_nearly_full_volume_leave_nothing_behind() -> None:

@@ -192,9 +192,8 @@ def test_no_other_keys_revisions_are_mistaken_for_a_keys_own(store: Store) -> No
         assert [revision.pair and revision.pair.value for revision in found] == [b"2", b"1"]
 
 
-def test_recording_is_switched_by_an_entry_and_forgets_everything(store: Store) -> None:
+def test_recording_is_switched_by_an_entry_and_nothing_is_known_any_more(store: Store) -> None:
     fill(store, KvSet(b"a", b"1"), KvSet(b"a", b"2"), TrimHistory(0, recording=False))
-    assert (store.meta.history_rows, store.meta.history_bytes) == (0, 0)
     fill(store, KvSet(b"a", b"3"))
     assert store.history_floor() == store.applied_index == 4
     assert told(store, Position(4, None)) == []
@@ -203,6 +202,57 @@ def test_recording_is_switched_by_an_entry_and_forgets_everything(store: Store) 
     fill(store, TrimHistory(0, recording=True), KvSet(b"a", b"4"))
     assert store.history_floor() == 5
     assert plain(told(store, Position(5, None))) == [(6, b"a", Cause.PUT, b"3", b"4")]
+    found = store.history(b"a", limit=9, bytes_max=99).found
+    assert [revision.index for revision in found] == [6, 4], (
+        "what is left from before is not looked at"
+    )
+
+
+def test_what_is_left_after_the_switch_goes_a_little_at_a_time(store: Store) -> None:
+    fill(store, *[KvSet(b"a", b"%d" % number) for number in range(9)])
+    fill(store, TrimHistory(0, recording=False))
+    assert store.meta.history_rows == 9
+    assert store.trim_bound(9, 0, 4) == 4
+    fill(store, TrimHistory(4, recording=False))
+    assert (store.meta.history_rows, store.trim_bound(9, 0, 99)) == (5, 9)
+    fill(store, TrimHistory(9, recording=False))
+    assert (store.meta.history_rows, store.meta.history_bytes) == (0, 0)
+
+
+def test_no_entry_makes_the_window_twice_as_large_as_it_may_be(store: Store) -> None:
+    """A deleted tree is one entry, however large: on a volume that is nearly full it must not need room."""
+    fill(store, TrimHistory(0, bytes_max=10_000))
+    fill(store, *[KvSet(b"tree/%d" % number, bytes(1000)) for number in range(30)])
+    first = store.meta.history_bytes
+    fill(store, KvDeleteTree(b"tree/"))
+    assert store.meta.history_bytes == first, "what it would have added was dropped"
+    assert store.history_floor() == store.applied_index
+    fill(store, KvSet(b"a", b"1"), KvSet(b"a", b"2"))
+    assert [change.index for change in told(store, Position(32, None))] == [33, 34]
+    with pytest.raises(Compacted):
+        store.changes(Position(31, None))
+
+
+def test_a_full_window_begins_anew_until_it_is_trimmed(store: Store) -> None:
+    fill(store, TrimHistory(0, bytes_max=1000))
+    for number in range(20):
+        fill(store, KvSet(b"a", bytes([number]) * 300))
+        assert store.meta.history_bytes <= 2000
+    assert store.history_floor() == store.applied_index
+    bound = store.trim_bound(0, store.meta.history_bytes - 1000, 99)
+    fill(store, TrimHistory(bound, bytes_max=1000), KvSet(b"a", b"x"))
+    assert [change.index for change in told(store, Position(store.history_floor(), None))] == [23]
+
+
+def test_a_transaction_that_does_not_fit_leaves_nothing_behind(store: Store) -> None:
+    fill(store, KvSet(b"a", bytes(3000)), KvSet(b"b", bytes(3000)), TrimHistory(0, bytes_max=2000))
+    ops = tuple(TxnOp(Verb.SET, key, b"") for key in (b"a", b"b", b"c", b"d"))
+    rows = store.meta.history_rows
+    failed = TxnOp(Verb.GET, b"missing")
+    fill(store, Txn((*ops, failed), 1000))
+    assert store.history_floor() == 0, "it failed, so it changes nothing"
+    fill(store, Txn(ops, 1000))
+    assert (store.history_floor(), store.meta.history_rows) == (5, rows)
 
 
 def test_trimming_moves_no_index_and_no_digest(store: Store) -> None:
@@ -264,8 +314,8 @@ def test_a_damaged_change_is_refused(engine: Engine, store: Store) -> None:
 def test_a_store_from_before_there_was_a_history_begins_with_none(
     engine: Engine, store: Store
 ) -> None:
-    fill(store, KvSet(b"a", b"1"), TrimHistory(0, recording=False))
-    version_2 = b"\x02" + encode_meta(store.meta)[1:-25]
+    fill(store, KvSet(b"a", b"1"), TrimHistory(1, recording=False))
+    version_2 = b"\x02" + encode_meta(store.meta)[1:-41]
     assert decode_meta(version_2).history_floor == 2
     engine.write([(b"m", version_2)])
     upgraded = Store(engine)

@@ -60,7 +60,7 @@ def test_the_form_on_disk_is_what_it_was() -> None:
         b"m": ("03" + index_3 + index_3 + index_3 + index_1 + none)
         + "9f9764909aa2d43e585c3658dd8853d9"
         + (none + none)
-        + ("01" + none + index_3 + "9800000000000000"),
+        + ("01" + none + index_3 + "9800000000000000" + none + "0000000400000000"),
         # Version, cause, checksum; the record before.
         b"r" + bytes(3) + b"\x01a" + bytes(7) + b"\x01": "0101" + "16216894",
         b"r" + bytes(3) + b"\x01b" + bytes(7) + b"\x02": "0101" + "694cec34",
@@ -122,14 +122,16 @@ def test_the_form_of_sessions_and_locks_on_disk_is_what_it_was() -> None:
 def test_a_meta_record_from_before_there_were_sessions_is_read() -> None:
     """Version 1 had neither their index nor their number."""
     new = encode_meta(Meta(9, 7, 5, 3, 2, 1))
-    assert decode_meta(b"\x01" + new[1:-41]) == Meta(9, 7, 5, 3, 2, 1, history_floor=9)
+    assert decode_meta(b"\x01" + new[1:-57]) == Meta(
+        9, 7, 5, 3, 2, 1, history_floor=9, history_base=9
+    )
 
 
 def test_a_meta_record_from_before_there_was_a_history_is_read() -> None:
     """Version 2: the history begins where the version was changed."""
     new = encode_meta(Meta(9, 7, 5, 3, 2, 1, 8, 4))
-    upgraded = decode_meta(b"\x02" + new[1:-25])
-    assert upgraded == Meta(9, 7, 5, 3, 2, 1, 8, 4, recording=True, history_floor=9)
+    upgraded = decode_meta(b"\x02" + new[1:-41])
+    assert upgraded == Meta(9, 7, 5, 3, 2, 1, 8, 4, history_floor=9, history_base=9)
 
 
 @given(prefix=st.binary(max_size=4), key=st.binary(max_size=6))

@@ -119,8 +119,9 @@ class Model:
                 return len(over)
             case Txn(ops, _, as_of):
                 return self.txn(index, ops, as_of)
-            case TrimHistory(upto, recording):
-                self.floor = max(self.floor, min(upto, index) if self.recording else index)
+            case TrimHistory(upto, recording, _):
+                both = recording and self.recording
+                self.floor = max(self.floor, min(upto, index)) if both else index
                 self.recording = recording
                 return mock.ANY
         return True
