@@ -194,7 +194,10 @@ ERRORS = [
 @pytest.mark.parametrize("kind", ERRORS)
 def test_every_error_crosses_the_wire_without_stopping_the_asker(kind):
     """Their failed disk must never look like ours."""
-    made = {NotLeader: lambda: NotLeader("leader-1")}
+    made = {
+        NotLeader: lambda: NotLeader("leader-1"),
+        errors.Compacted: lambda: errors.Compacted(1, 2, 3),
+    }
     if kind is getattr(errors, "Removed", None):
         made[kind] = lambda: kind("why", served=True)
     error = made.get(kind, lambda: kind("why"))()
