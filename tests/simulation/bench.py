@@ -23,8 +23,18 @@ from kvnode.raft.types import Entry, EntryKind
 from kvnode.replica.codec import decode
 from kvnode.replica.facade import Consistency, ReadView
 from kvnode.replica.replica import Replica
-from kvnode.store.commands import Command, KvLock, Result, Trouble, TxnOutcome, Value
-from kvnode.store.memory import MemoryEngineFactory
+from kvnode.store.commands import (
+    Command,
+    KvLock,
+    RestoreDrop,
+    RestoreFinish,
+    Result,
+    Trouble,
+    TxnOutcome,
+    Value,
+)
+from kvnode.store.memory import MemoryEngine, MemoryEngineFactory
+from kvnode.store.restore import rebuild
 from kvnode.store.store import Store
 from tests.history.operations import Recorder
 from tests.simulation.checkers import Invariants, Violation
@@ -123,12 +133,23 @@ class Bench:
 
     def _committed(self, entry: Entry) -> None:
         command = decode(entry.data) if entry.kind == EntryKind.COMMAND else None
-        result = self.oracle.apply_batch([(entry.index, command)])[0]
+        if isinstance(command, RestoreFinish) and self.oracle.is_restore_due(command):
+            result = self._restored(entry.index, command)
+        else:
+            result = self.oracle.apply_batch([(entry.index, command)])[0]
         self._results.append(result.value)
         self.invariants.applied("oracle", entry.index, self.oracle.digest)  # type: ignore[arg-type]
         if command is not None:
             for listener in self.on_committed:
                 listener(entry.index, command, result.value)
+
+    def _restored(self, index: int, command: RestoreFinish) -> Result:
+        fresh = MemoryEngine()
+        if rebuild(self.oracle.engine.snapshot(), fresh, index, command):
+            self.oracle.apply_batch([(index, RestoreDrop(command.restore_id))])
+            return Result(None, index)
+        self.oracle.replace(fresh)
+        return Result(True, index)
 
     def after_event(self) -> None:
         """What a client noticed inside of a node's code is raised here, where nothing catches it.

@@ -7,6 +7,7 @@ from tests.simulation.workloads.beyond_consul import BeyondConsul
 from tests.simulation.workloads.blocking_queries import BlockingQueries
 from tests.simulation.workloads.change_feed import ChangeFeed
 from tests.simulation.workloads.keys import Keys
+from tests.simulation.workloads.restores import Restores
 from tests.simulation.workloads.sessions import Sessions
 from tests.simulation.workloads.standing_watches import StandingWatches
 from tests.simulation.workloads.transactions import Transactions
@@ -19,4 +20,5 @@ CATALOG: tuple[type[Workload], ...] = (
     BlockingQueries,
     BeyondConsul,
     ChangeFeed,
+    Restores,
 )
