@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kvnode.errors import DiskNearlyFull, KvnodeError, NoLeader, NotLeader, NotNow, Overloaded
@@ -124,12 +122,30 @@ class Intake:
             if type(request.command) in REPORTS:
                 replica.registrar.timers.appended(request.command)
 
-    def propose_first(self, commands: Sequence[Command]) -> None:
-        """Propose commands of the leader's own before everything that waits."""
-        # Nobody waits for the answers: whoever proposed them looks whether it happened.
-        with suppress(Overloaded):
-            self._replica.raft.propose([encode(command) for command in commands])
-            self._replica.wake()
+    def propose_first(self, command: Command, done: Done[Result]) -> None:
+        """Append a command of the leader's own at once, before everything that waits.
+
+        What this leader's clock decided stands in the log right behind what the decision knew of: were it
+        to wait in the queue, it would come behind a report that had come in time.
+        """
+        replica = self._replica
+        raft, desk = replica.raft, replica.desk
+        deadline = replica.scheduler.time() + replica.settings.request_timeout_s
+        # As if a peer had forwarded it: it must not be carried on to another leader, whose clock has
+        # just begun (RC-61).
+        request = WriteRequest(command, encode(command), done, deadline, hopped=True)
+        try:
+            desk.admit(request, queued=False)
+        except NotNow as error:
+            replica.scheduler.call_soon(done, None, error)
+            return
+        try:
+            position = raft.propose([request.data])
+        except NotNow as error:
+            desk.finish(request, None, error)
+            return
+        desk.proposed(position.index, position.term, request)
+        replica.wake()
 
     def _judge(self, batch: list[WriteRequest]) -> tuple[list[WriteRequest], list[bytes]]:
         """Let the leader's clock decide which locks may be proposed (RC-62); answer the others.

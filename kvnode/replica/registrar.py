@@ -24,7 +24,6 @@ from kvnode.addresses import parse_address
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Index, Member
 from kvnode.replica.check_timers import CheckTimers
-from kvnode.replica.codec import encode
 from kvnode.store.commands import Command, Result
 from kvnode.store.registry_commands import Deregister, Register
 from kvnode.store.registry_reads import Registry
@@ -109,13 +108,9 @@ class Registrar:
         a new cluster may make a session at once.
         """
         registry = self._replica.store.registry()
-        missing = [
-            self._register(name, members, registry, PASSING)
-            for name, members in self._members().items()
-            if registry.node(name) is None
-        ]
-        if missing:
-            self._replica.intake.propose_first(missing)
+        for name, members in self._members().items():
+            if registry.node(name) is None:
+                self._propose(name, self._register(name, members, registry, PASSING))
 
     def tick(self, now: float) -> None:
         """Every tick: the clocks of a leader."""
@@ -224,12 +219,10 @@ class Registrar:
         self._propose_timed(command, done)
 
     def _propose_timed(self, command: Command, done: Callable[[bool], None]) -> None:
-        # As if a peer had forwarded it: what this leader's clock decided must not be carried on to
-        # another leader, whose clock has just begun (RC-61).
         def decided(_result: Result | None, error: KvnodeError | None) -> None:
             done(error is None)
 
-        self._replica.intake.take_write(command, encode(command), decided, hopped=True)
+        self._replica.intake.propose_first(command, decided)
 
 
 _NODE_META: Final = (("consul-network-segment", ""),)

@@ -99,8 +99,12 @@ class Desk:
 
     # -- in and out -----------------------------------------------------------------------------
 
-    def admit(self, request: Request) -> None:
+    def admit(self, request: Request, *, queued: bool = True) -> None:
         """Take a request in.
+
+        Args:
+            request: It is answered once, by ``finish``.
+            queued: False: it is the leader's own and about to be proposed; no bound refuses it.
 
         Raises:
             Overloaded: A bound is reached. The request was not taken.
@@ -108,7 +112,7 @@ class Desk:
         """
         if self._closed:
             raise NoLeader("this node is stopping")
-        if self.count >= self._count_max or self.bytes >= self._bytes_max:
+        if queued and (self.count >= self._count_max or self.bytes >= self._bytes_max):
             raise Overloaded("too many requests are waiting on this node")
         self.count += 1
         self.bytes += REQUEST_OVERHEAD
@@ -117,7 +121,8 @@ class Desk:
         self._earliest = min(self._earliest, request.deadline)
         if isinstance(request, WriteRequest):
             self.bytes += len(request.data)
-            self.writes.append(request)
+            if queued:
+                self.writes.append(request)
         else:
             self.reads.append(request)
 

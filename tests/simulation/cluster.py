@@ -403,6 +403,7 @@ def _settings(swarm: Swarm) -> ReplicaSettings:
         scaled_away_grace_s=2.0,
         scale_interval_s=0.5,
         scale_check_s=5.0,
+        node_failure_s=4.0,
     )
 
 

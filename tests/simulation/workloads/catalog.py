@@ -7,6 +7,7 @@ from tests.simulation.workloads.beyond_consul import BeyondConsul
 from tests.simulation.workloads.blocking_queries import BlockingQueries
 from tests.simulation.workloads.change_feed import ChangeFeed
 from tests.simulation.workloads.keys import Keys
+from tests.simulation.workloads.registry import Registry
 from tests.simulation.workloads.restores import Restores
 from tests.simulation.workloads.sessions import Sessions
 from tests.simulation.workloads.standing_watches import StandingWatches
@@ -21,4 +22,5 @@ CATALOG: tuple[type[Workload], ...] = (
     BeyondConsul,
     ChangeFeed,
     Restores,
+    Registry,
 )
