@@ -27,6 +27,8 @@ Rooms:
 - ``sessions``: renewals on their way. ``session_timers``: the leader's clocks. ``lock_delays``: how long ago
   sessions ended, noted by every node.
 - ``expiry``: the leader's clocks of keys.
+- ``registrar``: members as nodes of the registry, and their health. ``check_timers``: the leader's clocks
+  of checks. ``deadlines``: many of them.
 - ``addresses``, ``status``, ``pods``, ``codec``, ``settings``.
 
 Invariants:

@@ -2,8 +2,8 @@
 
 As for sessions (``session_timers``): what is decided here is only when to propose, a new leader starts
 every clock in full, and time in which this process stood still is not counted (RC-61). A TTL starts anew
-with each report *as it is appended* to this leader's log, so that an expiry never stands behind a report
-that came in time.
+with each report that is applied. Nothing expires while a report is in the log and not applied yet, and an
+expiry is appended at once, so that it never stands behind a report that came in time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from kvnode.store.store import Store
 STEP_MAX_S: Final = 1.0
 """So much of one step between two looks is counted; what is longer was a pause of this process."""
 RETRY_S: Final = 1.0
+NEWS_S: Final = 0.1
+"""Pause before a check is looked at again of which there is news in the log."""
 ENDS_AT_ONCE: Final = 200
 DEREGISTER_MIN_S: Final = 60.0
 """A service is not deregistered sooner than this, whatever was asked for, as in Consul."""
@@ -43,6 +45,9 @@ class CheckTimers:
         self._propose = propose
         self._ttl = Deadlines()
         self._critical = Deadlines()
+        self._news: dict[bytes, int] = {}
+        """Index of the newest entry that this leader has appended about a check; nothing expires before
+        that is applied."""
         self._in_office = False
         self._clock = 0.0
         self._looked_at = 0.0
@@ -59,6 +64,7 @@ class CheckTimers:
         self._in_office = False
         self._ttl.clear()
         self._critical.clear()
+        self._news.clear()
 
     def _learn(self) -> None:
         for check in self._store.registry().checks():
@@ -81,6 +87,7 @@ class CheckTimers:
         definition = check.definition
         if not check.is_local or not definition.ttl_ns or _is_expired(check):
             self._ttl.drop(key)
+            self._news.pop(key, None)
         elif written or key not in self._ttl:
             self._ttl.set(key, self._clock + definition.ttl_ns / 1e9)
         if check.is_local and definition.deregister_ns and check.status == CRITICAL:
@@ -89,25 +96,29 @@ class CheckTimers:
         else:
             self._critical.drop(key)
 
-    def appended(self, command: Command) -> None:
-        """This leader has appended a command: a report restarts its check's TTL."""
+    def appended(self, command: Command, index: int) -> None:
+        """This leader has appended a command: what it says of a check is news until it is applied."""
         if isinstance(command, UpdateCheck):
-            self._restart(command.node, command.check_id)
+            self._note(command.node, command.check_id, index)
         elif isinstance(command, Register):
             for check in command.checks:
-                self._restart(check.node, check.check_id)
+                self._note(check.node, check.check_id, index)
 
-    def _restart(self, node: str, check_id: str) -> None:
+    def _note(self, node: str, check_id: str, index: int) -> None:
         key = fold(node, check_id)
-        check = self._store.registry().check(node, check_id) if key in self._ttl else None
-        if check is not None and check.definition.ttl_ns:
-            self._ttl.set(key, self._clock + check.definition.ttl_ns / 1e9)
+        if key in self._ttl:
+            self._news[key] = index
 
     def run(self, now: float) -> None:
         """Go on to ``now``, and propose what is due; called often while in office."""
         self._clock += min(max(0.0, now - self._looked_at), STEP_MAX_S)
         self._looked_at = now
         for key in self._ttl.take_due(self._clock, ENDS_AT_ONCE):
+            if self._news.get(key, 0) > self._store.applied_index:
+                # Its time begins anew when that is applied, if it is a report or a registration indeed.
+                self._ttl.set(key, self._clock + NEWS_S)
+                continue
+            self._news.pop(key, None)
             check = self._find(key)
             if check is not None:
                 output = _expired_output(check.output)

@@ -120,7 +120,7 @@ class Intake:
             request.deadline = deadline
             desk.proposed(Index(first + offset), last.term, request)
             if type(request.command) in REPORTS:
-                replica.registrar.timers.appended(request.command)
+                replica.registrar.timers.appended(request.command, first + offset)
 
     def propose_first(self, command: Command, done: Done[Result]) -> None:
         """Append a command of the leader's own at once, before everything that waits.

@@ -419,6 +419,7 @@ class Replica:
         if self.stopped:
             return
         try:
+            self.registrar.follow()
             self.sessions.flush()
             self.intake.flush()
             self._drain()
@@ -539,7 +540,6 @@ class Replica:
             self._known = known
             self.contact.leader_known(raft.leader_id is not None)
             self.forwarder.follow(raft.leader_id)
-            self.registrar.follow()
             if raft.leader_id is not None:
                 self.trace("leader_known", {"term": raft.term, "leader": raft.leader_id})
             self.peers.refresh()

@@ -29,6 +29,8 @@ Invariants
     - A key that expires is deleted only by a command that names the index at which its time began: never
       after it was written anew.
     - A write with an idempotency key is executed once, and its result told to every later one (RC-58).
+    - A session ends in the very entry in which one of its checks turns critical or is removed, or its node is
+      deregistered. Each kind of read of the registry has an index, which never falls.
     - A transaction is one entry and one index; if any operation fails, nothing of it remains (RC-66).
     - Every change above ``history_floor`` is kept, at most one per key and entry: a reader that goes on
       from its last one misses none and sees none twice. What is trimmed is trimmed by an entry.
@@ -43,7 +45,8 @@ proposes, or at the word of a command that it has judged),
 locking in the sense of threads (one task owns the store), waiting (``on_change`` tells who waits),
 syncs (the replica decides when to flush), JSON and URLs.
 
-Where to read on: ``kv``, ``locks``, ``txn``, ``own`` and ``once`` say what each command does, ``history``
-what is kept of it, ``tables`` how a batch sees itself, ``records`` what is stored, ``reads``, ``snapshot``,
-``checks``; ``DESIGN.md`` has the reasons and the measurements.
+Where to read on: ``kv``, ``locks``, ``txn``, ``registry``, ``own`` and ``once`` say what each command
+does, ``history`` what is kept of it, ``tables`` how a batch sees itself, ``records`` and
+``registry_records`` what is stored, ``reads``, ``registry_reads``, ``snapshot``, ``checks``; ``DESIGN.md``
+has the reasons and the measurements.
 """

@@ -7,12 +7,14 @@ from unittest import mock
 
 from kvnode.http import blocking
 from kvnode.replica import session_timers, watches
+from kvnode.replica.check_timers import CheckTimers
 from kvnode.replica.lock_delays import LockDelays
 from kvnode.replica.session_timers import SessionTimers
 from kvnode.replica.sessions import Sessions
-from kvnode.store import kv, locks, txn
+from kvnode.store import kv, locks, registry, txn
 from kvnode.store.commands import KvDelete, KvLock, KvUnlock, Result, Txn
 from kvnode.store.records import KV, decode_key, key_range
+from kvnode.store.registry_records import Check
 from kvnode.store.store import _HANDLERS
 from kvnode.store.view import View
 from tests.simulation.mutant import Mutant, replacing
@@ -70,6 +72,21 @@ def _takes_over(tx: Any, index: int, command: KvLock) -> Result:
     return _real_lock_key(tx, index, command)
 
 
+# -- the registry ---------------------------------------------------------------------------------
+
+
+_real_reported = CheckTimers._reported
+
+
+def _unheard(timers: CheckTimers, check: Check, *, written: bool) -> None:
+    """A report does not begin a TTL anew (RC-61)."""
+    _real_reported(timers, check, written=False)
+
+
+def _outlives(_tx: Any, _index: int, _node: str, _check_id: str) -> None:
+    """Sessions go on when their check turns critical (spec §5)."""
+
+
 # -- transactions ---------------------------------------------------------------------------------
 
 
@@ -124,6 +141,22 @@ def _changed_keys_only(self: watches.Watches, index: int, key: bytes, tree: bool
 
 
 FEATURE_MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "a report that does not count",
+        "RC-61",
+        "cluster",
+        10,
+        replacing(CheckTimers, "_reported", _unheard),
+        workloads=("registry",),
+    ),
+    Mutant(
+        "a session that outlives its check",
+        "spec §5",
+        "cluster",
+        10,
+        replacing(registry, "_end_sessions", _outlives),
+        workloads=("registry",),
+    ),
     Mutant(
         "a session ends after its TTL alone",
         "RC-61",
