@@ -7,8 +7,8 @@ Judged by the order of the log and by true time, with rules written down here a 
 - a session that is bound to a check ends in the very entry in which the check turns critical or goes, and is
   not made while it is (spec §5);
 - the indexes of reads do not fall during a node's life, and are never ahead of what it has applied (RC-40);
-- a member that is silent for a short time is not called dead;
-- after the faults have ended, checks that nobody reports do expire, and all members are healthy.
+- after the faults have ended, checks that nobody reports do expire, and exactly the members that are up are
+  healthy.
 """
 
 from __future__ import annotations
@@ -204,9 +204,11 @@ class Registry(Workload):
     # -- the end ------------------------------------------------------------------------------
 
     def missing(self) -> str | None:
+        up = {node.name for node in self.bench.up()}
         for check in self.bench.oracle.registry().checks():
-            if check.check_id == MEMBER_CHECK and check.status != PASSING:
-                return f"the recovery of {check.node}"
+            wanted = PASSING if check.node in up else CRITICAL
+            if check.check_id == MEMBER_CHECK and check.status != wanted:
+                return f"{check.node} as {wanted}"
             if check.definition.ttl_ns and check.status != CRITICAL:
                 return f"the expiry of {check.check_id} on {check.node}"
         return None
