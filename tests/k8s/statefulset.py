@@ -239,15 +239,16 @@ class StatefulSet:
 
 @asynccontextmanager
 async def statefulset(
-    folder: Path, machines: int, *, replicas: int = 0
+    folder: Path, machines: int, *, replicas: int = 0, flags: Sequence[str] = ()
 ) -> AsyncIterator[StatefulSet]:
-    """So many machines, and the first ``replicas`` pods booted for the first time."""
+    """So many machines, and the first ``replicas`` pods booted for the first time; ``flags`` for all."""
     with laboratory(folder, machines) as lab:
         connector = aiohttp.TCPConnector(socket_factory=lab.clients.socket)
         timeout = aiohttp.ClientTimeout(total=15)
         api = ApiServer(folder / "kubernetes", names=[lab.clients.address])
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             made = StatefulSet(lab, session, api)
+            made.flags = list(flags)
             try:
                 await made.start_api()
                 made.publish()

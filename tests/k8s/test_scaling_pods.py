@@ -91,7 +91,6 @@ async def test_those_that_died_before_they_could_ask_are_removed_by_the_leader(
 ) -> None:
     """And not while the API server is down, or forbids it: the log and readiness say what to do."""
     async with statefulset(tmp_path, 5, replicas=5) as made:
-        made.flags = []
         await made.become(0, 1, 2, 3, 4)
         account = made.api.rights["token-of-kvnode"]
         made.api.rights["token-of-kvnode"] = set()
@@ -126,12 +125,8 @@ async def test_an_api_server_that_is_down_holds_up_no_restart_and_removes_nobody
 
 async def test_members_are_removed_ahead_of_time_by_hand(tmp_path: Path) -> None:
     """As a hook does before an upgrade; the kubelet starts the removed pod again, and it stays out."""
-    async with statefulset(tmp_path, 3, replicas=3) as made:
-        made.flags = ["--kubernetes-statefulset="]
-        for ordinal in (2, 1, 0):  # without the API server
-            await made.stop(f"{NAME}-{ordinal}")
-            made.start(ordinal)
-            await made.ready()
+    no_api = ["--kubernetes-statefulset="]
+    async with statefulset(tmp_path, 3, replicas=3, flags=no_api) as made:
         # Asked first is one of those that go, as behind a Service.
         either = ",".join(f"{made[n].machine.address}:8500" for n in (1, 0))
         code, said = await made.run(
