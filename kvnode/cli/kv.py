@@ -70,7 +70,7 @@ def get(
         http_addr,
         timeout,
         lambda kv: (
-            kv.get(key, consistency=_consistency(stale))
+            kv.get(key, consistency=_consistency(stale), ttl=detailed or output is Output.json)
             if as_of is None
             else kv.get_as_of(key, as_of)
         ),
@@ -330,7 +330,7 @@ def document(pair: KVPair) -> dict[str, Any]:
         text: str | None = pair.value.decode()
     except UnicodeDecodeError:
         text = None
-    return {
+    known: dict[str, Any] = {
         "key": pair.key,
         "value": text,
         "value_base64": base64.b64encode(pair.value).decode(),
@@ -340,6 +340,9 @@ def document(pair: KVPair) -> dict[str, Any]:
         "lock_index": pair.lock_index,
         "session": pair.session,
     }
+    if pair.ttl:
+        known["ttl"] = pair.ttl
+    return known
 
 
 def _details(pair: KVPair) -> list[tuple[str, object]]:

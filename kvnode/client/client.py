@@ -106,9 +106,11 @@ class KvnodeClient(SnapshotCalls):
 
     # -- keys ---------------------------------------------------------------------------------------
 
-    async def get(self, key: str, *, consistency: Consistency = "default") -> KVPair | None:
-        """Return the pair, or None when there is no such key."""
-        return (await self.read(key, consistency=consistency)).value
+    async def get(
+        self, key: str, *, consistency: Consistency = "default", ttl: bool = False
+    ) -> KVPair | None:
+        """Return the pair, or None when there is no such key; with ``ttl`` how long it lives, too."""
+        return (await self.read(key, consistency=consistency, ttl=ttl)).value
 
     async def read(
         self,
@@ -117,6 +119,7 @@ class KvnodeClient(SnapshotCalls):
         consistency: Consistency = "default",
         index: int | None = None,
         wait_s: float = 0,
+        ttl: bool = False,
     ) -> Answer[KVPair | None]:
         """Return the pair with the answer's index.
 
@@ -125,8 +128,9 @@ class KvnodeClient(SnapshotCalls):
             consistency: How fresh; ``stale`` asks the node's own state.
             index: Wait until the key's index is above this one (blocking query); None: do not wait.
             wait_s: How long to wait, at most 600; 0: the server's default, 300.
+            ttl: Ask how long the key lives.
         """
-        query = _consistency(consistency) + _waiting(index, wait_s)
+        query = _consistency(consistency) + _waiting(index, wait_s) + [("ttl", "")] * ttl
         reply = await self._ask(
             "GET",
             _kv(key),

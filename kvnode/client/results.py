@@ -29,6 +29,8 @@ class KVPair:
     """How often the key was locked."""
     session: str | None
     """Who holds the lock; None when nobody does."""
+    ttl: str = ""
+    """How long it lives, such as ``1h30m0s``; empty: until it is deleted, or nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +289,7 @@ def _pair(item: dict[str, Any]) -> KVPair:
         modify_index=int(item["ModifyIndex"]),
         lock_index=int(item["LockIndex"]),
         session=item.get("Session") or None,
+        ttl=str(item.get("TTL", "")),
     )
 
 

@@ -31,6 +31,9 @@ Vocabulary
 - *head*: ready header lines as bytes, see ``messages.Response``.
 - *gate*: the bounds on everything that clients can pile up.
 
+What only kvnode has on the KV routes is in ``own_writes``; ``idempotency`` wraps a write so that it is
+executed once, by a replica that it hands to the routes, so that they need not know.
+
 Invariants
 ----------
 - A write is proposed at most once per request, and only after the whole request was received, parsed

@@ -51,6 +51,7 @@ _NO_CERTIFICATE = Response(
     b"a client certificate is required, of the CA in this node's --tls-ca-file; nothing was stored\n",
 )
 _SLOW_HEAD = Response(408, TEXT_TYPE, b"the request did not arrive in time\n")
+_LONG_URL = Response(414, TEXT_TYPE, b"the request line is too long; the setting is url_bytes_max")
 _LONG_HEAD = Response(431, TEXT_TYPE, b"the request's head is too long\n")
 _BROKEN = Response(400, TEXT_TYPE, b"the request's body is malformed; nothing was stored")
 
@@ -271,9 +272,13 @@ class App:
 
     def answer_bad_request(self, reason: str) -> web.Response:
         """Refuse a request that is not HTTP, and end the connection."""
-        self._recorder.observe("bad_request", "OTHER", 400, 0.0)
         first_line = reason.strip().partition("\n")[0]
         response = Response(400, TEXT_TYPE, f"400 Bad Request: {first_line}".encode())
+        if first_line.startswith(f"Got more than {self._settings.url_bytes_max} bytes"):
+            response = _LONG_URL
+        elif first_line.startswith(f"Got more than {self._settings.header_bytes_max} bytes"):
+            response = _LONG_HEAD
+        self._recorder.observe("bad_request", "OTHER", response.status, 0.0)
         reply = self._reply(response, close=True)
         reply.headers["Connection"] = "close"  # aiohttp takes such a request for HTTP/1.0
         return reply
