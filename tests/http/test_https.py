@@ -184,6 +184,23 @@ async def test_only_probes_get_through_without_a_certificate(files, alice, fast_
         assert await ask(secure, "GET", "/v1/kv/a?raw", alice) == (200, b"x")
 
 
+async def test_no_way_leads_past_the_certificate(files, alice):
+    """Neither a path that only begins like a probe's, nor a connection that asked for a probe before."""
+    async with Secure(files, clients_verified=True) as secure:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", secure.server.port, ssl=client_context(files)
+        )
+        put = b"PUT %b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        for path in (b"/health/../v1/kv/a", b"/health/%2e%2e/v1/kv/a", b"/health/..%2fv1/kv/a"):
+            writer.write(put % path)
+        writer.write(put % b"/v1/kv/a" + put % b"/v1/kv/a")
+        answers = (await reader.read()).split(b"HTTP/1.1 ")[1:]
+        assert [answer[:3] for answer in answers] == [b"200", b"307", b"307", b"307", b"403"]
+        assert await ask(secure, "GET", "/v1/kv/a?raw", alice) == (404, b"")
+        writer.close()
+
+
 async def test_a_certificate_of_another_ca_is_none(files, tmp_path):
     mallory = Files(tmp_path / "mallory")
     mallory.issue("second", hosts=(), server=False)
