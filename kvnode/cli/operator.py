@@ -41,11 +41,14 @@ def members(
     if output is Output.json:
         emit_json([dataclasses.asdict(m) | {"leader": m.address == leader} for m in found])
         return
-    rows = [
-        (m.name, m.address, m.status, "leader" if m.address == leader else "", m.build, m.node_id)
-        for m in found
-    ]
+    rows = [(m.name, m.address, m.status, _role(m, leader), m.build, m.node_id) for m in found]
     emit_table(("name", "address", "status", "role", "build", "id"), rows)
+
+
+def _role(member: Member, leader: str) -> str:
+    if member.address == leader:
+        return "leader"
+    return "read replica" if member.read_replica else ""
 
 
 async def _members(kv: KvnodeClient) -> tuple[tuple[Member, ...], str]:

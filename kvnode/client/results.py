@@ -68,6 +68,8 @@ class Member:
     node_id: str
     datacenter: str
     build: str
+    read_replica: bool = False
+    """Never votes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +305,7 @@ def _member(item: dict[str, Any]) -> Member:
         node_id=str(tags.get("id", "")),
         datacenter=str(tags.get("dc", "")),
         build=str(tags.get("build", "")).partition(":")[0],
+        read_replica=tags.get("read_replica") == "true",
     )
 
 

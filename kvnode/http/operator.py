@@ -17,6 +17,8 @@ from kvnode.replica.facade import Consistency
 from kvnode.store.control_commands import AutopilotSet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvnode.http.context import HttpContext
     from kvnode.raft.types import NodeId
     from kvnode.replica.facade import ClusterHealth, MemberStatus, ServerHealth, Status
@@ -209,6 +211,7 @@ class OperatorRoutes:
         if isinstance(options, Response):
             return options
         found = await self._ask_health(options)
+        replicas = [m.node_id for m in self._replica.status().members if m.read_replica]
         servers: dict[str, Any] = {
             server.node_id: {
                 "ID": server.node_id,
@@ -223,7 +226,7 @@ class OperatorRoutes:
                 "StableSince": _since(server),
                 "Status": _role(server),
                 "Meta": {},
-                "NodeType": "voter" if server.voter else "non-voter",
+                "NodeType": _node_type(server, replicas),
             }
             for server in found.servers
         }
@@ -235,6 +238,8 @@ class OperatorRoutes:
             "Leader": next((s.node_id for s in found.servers if s.leader), ""),
             "Voters": [server.node_id for server in found.servers if server.voter],
         }
+        if replicas:  # absent without any, as in Consul
+            document["ReadReplicas"] = sorted(replicas)
         return json_answer(document, pretty=options.pretty)
 
     async def _ask_health(self, options: Options) -> ClusterHealth:
@@ -310,6 +315,12 @@ def _duration(members: Members, name: str) -> int:
 def _since(server: ServerHealth) -> str:
     at = datetime.fromtimestamp(time.time() - server.stable_ms / 1000, UTC)
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _node_type(server: ServerHealth, read_replicas: Sequence[NodeId]) -> str:
+    if server.node_id in read_replicas:
+        return "read-replica"
+    return "voter" if server.voter else "non-voter"
 
 
 def _role(server: ServerHealth) -> str:
