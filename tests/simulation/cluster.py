@@ -275,7 +275,10 @@ class Simulation:
         self.nemesis.calm()
         self.nemesis.scale_back()
         self.network.healed()
+        self.network.hurry()
         self.swarm = replace(self.swarm, disk_latency_s=0.0005, disk_stall=0.0)
+        for twin in self.nemesis.twins:
+            twin.kill(False)
         dead = self._dead_for_good()
         for node in self.nodes:
             if node.clock is not None and node.clock.paused:

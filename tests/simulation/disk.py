@@ -282,6 +282,15 @@ class SimDisk:
         node.data[position // 8] ^= 1 << position % 8
         node.durable = bytearray(node.data)
 
+    def misdirect(self, source: str, at: int, target: str, to: int) -> None:
+        """A sector of one file at rest lands in another place. No file grows by it."""
+        given, taken = self._find(source), self._find(target)
+        assert isinstance(given, _Inode)
+        assert isinstance(taken, _Inode)
+        part = bytes(given.data[at : at + SECTOR])[: max(0, len(taken.data) - to)]
+        taken.data[to : to + len(part)] = part
+        taken.durable = bytearray(taken.data)
+
     def _forget(self, directory: _Dir) -> None:
         directory.names = dict(directory.durable)
         for name in sorted(directory.names):

@@ -8,6 +8,7 @@ from unittest import mock
 from kvnode.http import blocking
 from kvnode.replica import session_timers, watches
 from kvnode.replica.check_timers import CheckTimers
+from kvnode.replica.lineage import Lineage
 from kvnode.replica.lock_delays import LockDelays
 from kvnode.replica.session_timers import SessionTimers
 from kvnode.replica.sessions import Sessions
@@ -156,6 +157,14 @@ FEATURE_MUTANTS: tuple[Mutant, ...] = (
         10,
         replacing(registry, "_end_sessions", _outlives),
         workloads=("registry",),
+    ),
+    Mutant(
+        "nobody notices an old copy of a volume",
+        "RC-54",
+        "cluster",
+        60,
+        replacing(Lineage, "is_rolled_back", lambda *_: False),
+        ("roll_back", "crash", "transfer"),
     ),
     Mutant(
         "a session ends after its TTL alone",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvnode.disk.files import SECTOR
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Membership, NodeId
 from tests.simulation.clock import derive
@@ -38,6 +39,8 @@ class Nemesis:
         """How many pods their StatefulSet is to have."""
         self.copies: dict[str, Copy] = {}
         """Of volumes, by machine."""
+        self.twins: list[SimNode] = []
+        """Processes that were started on copies."""
 
     def strike(self) -> None:
         """One fault, and then the next one after a while."""
@@ -290,6 +293,52 @@ class Nemesis:
             )
             for n in others
         )
+
+    def _fault_clone(self) -> None:
+        """A copy of a running node's volume is started on another machine (RC-52)."""
+        membership = self._membership()
+        if membership is None or len(membership.voters) < 3:
+            return
+        node = self.rng.choice([n for n in self.sim.up() if n.node_id in membership.voters])
+        assert node.replica is not None
+        copy, record = self.copies.get(node.name), node.replica.identity.record
+        if copy is None or copy.node_id != record.node_id:
+            self._fault_roll_back()
+        elif copy.boot < record.boot and self._is_known(node.node_id, record.boot, membership):
+            self.sim.trace(f"a second process starts on a copy of the volume of {node.name}")
+            self.sim.note("volume cloned")
+            twin = node.twin(copy.files, copy.engine)
+            twin.start()
+            if twin.transport is not None:
+                twin.transport.impostor = True
+            self.twins.append(twin)
+            self.sim.world.after(self.rng.uniform(1.0, 5.0), twin.kill, False)
+
+    def _fault_misdirect(self) -> None:
+        """While a process is down, one sector of a file lands in the place of another (RC-71)."""
+        membership = self._membership()
+        if membership is None or len(membership.voters) < 3:
+            return
+        node = self.rng.choice([n for n in self.sim.up() if n.node_id in membership.voters])
+        node.kill(True)
+        files = {path: data for path, data in node.disk.files().items() if data}
+        source, target = self.rng.choice(sorted(files)), self.rng.choice(sorted(files))
+        written = [max(1, len(files[path].rstrip(b"\0")) // SECTOR) for path in (source, target)]
+        at, to = (SECTOR * self.rng.randrange(count) for count in written)
+        self.sim.trace(f"{node.name}: {source} at {at} was written to {target} at {to}")
+        node.disk.misdirect(source, at, target, to)
+        node.decayed = True
+        self._restart_later(node)
+
+    def _fault_wipe_crash(self) -> None:
+        """A volume is lost, and in the same moment other processes die (RC-49)."""
+        before = set(self.sim.up())
+        self._fault_wipe()
+        lost = before - set(self.sim.up())
+        if lost:
+            for node in self.sim.up():
+                if self.rng.random() < 0.7:
+                    self._down_for(node, power_lost=self.rng.random() < 0.5)
 
     def _fault_remove(self) -> None:
         """Scale down: an operator removes a member for good; its volume stays."""

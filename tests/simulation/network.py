@@ -30,6 +30,7 @@ from kvnode.transport.codec import (
 )
 from kvnode.transport.framing import HEADER_BYTES, RAFT, pack_frame, unpack_frame
 from kvnode.transport.handshake import Boots, Greeting, Lane, Refusal, judge, misdirected
+from tests.simulation.checkers import Violation
 from tests.simulation.clock import Event, NodeClock, World
 
 
@@ -93,6 +94,12 @@ class Network:
         for connection in list(self.connections):
             connection.resume()
 
+    def hurry(self) -> None:
+        """The faults are over: what is still to come seconds late breaks off, and is dialled again."""
+        for connection in list(self.connections):
+            if connection.last_arrival() > self.world.now + 0.5:
+                connection.abort("too slow")
+
     def host_down(self, transport: SimTransport) -> None:
         """A process ended: the other ends notice after a while."""
         for connection in list(self.connections):
@@ -130,6 +137,10 @@ class Connection:
         self._stalled: dict[tuple[SimTransport, bool], list[_Frame]] = {}
         self._deaths: dict[SimTransport, Event] = {}
         network.connections[self] = None
+
+    def last_arrival(self) -> float:
+        """When the last frame that is under way in order is going to arrive."""
+        return max(self._last.values(), default=0.0)
 
     def other(self, end: SimTransport) -> SimTransport:
         """The other end."""
@@ -357,6 +368,8 @@ class SimTransport:
         self.is_rolled_back: Callable[[Hello], bool] = lambda _hello: False
         self.boots = Boots()
         self.stopped = False
+        self.impostor = False
+        """It lives on a copy of another machine's volume: nobody may listen to it."""
         self._hello = hello
         self._peers: dict[NodeId, _Peer] = {}
         self._on_sent = on_sent
@@ -452,6 +465,10 @@ class SimTransport:
             listens = sender.cluster_id == ours
         else:
             listens = bool(sender.cluster_id) and there.handler.accepts_cluster(sender)
+        if listens and self.impostor:
+            raise Violation(
+                f"{there.host} listens to a second {sender.node_id}, boot {sender.boot}"
+            )
         if listens:
             there.handler.on_messages(sender, [decode_message(message) for message in raw])
 

@@ -26,7 +26,7 @@ from kvnode.replica.replica import Replica
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.store.memory import MemoryEngine, MemoryEngineFactory
 from kvnode.transport.handshake import PROTOCOL
-from tests.simulation.checkers import Invariants, Violation
+from tests.simulation.checkers import Invariants, NoInvariants, Violation
 from tests.simulation.clock import NodeClock, World, derive
 from tests.simulation.disk import Faults, SimCrash, SimDisk
 from tests.simulation.network import Network, SimTransport
@@ -167,6 +167,28 @@ class SimNode:
         self.engines.restore(engine)
         assert self._engines_of is not None
         self.around.invariants.forget_disk(self._engines_of)
+
+    def twin(self, files: dict[str, bytes], engine: Any) -> SimNode:
+        """Another machine of the same name, with a copy of this one's volume from some time ago."""
+
+        def nobody(*_: Any) -> None:
+            """No workload looks at it."""
+
+        around = replace(
+            self.around,
+            invariants=NoInvariants(),
+            started=nobody,
+            applied=nobody,
+            event=nobody,
+            ended=nobody,
+            exited=nobody,
+        )
+        twin = SimNode(around, self.ordinal)
+        twin.address_generation = 1000 + self.life
+        twin.life = 1000 + self.life
+        twin._engines_of = self._engines_of
+        twin.roll_back(files, engine)
+        return twin
 
     def blank(self) -> None:
         """A new, empty volume."""

@@ -78,6 +78,9 @@ MORE_FAULTS = (
     "double_burst",
     "delay_long",
     "roll_back",
+    "clone",
+    "misdirect",
+    "wipe_crash",
 )
 """Drawn by a generator of their own, so that they do not change what else a seed draws."""
 
