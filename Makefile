@@ -54,11 +54,7 @@ lint: install-dev ## lint, format, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: consul
-consul: ## a real Consul to compare with, into .cache/consul; without one those tests are skipped
-	@sh benchmarks/get_consul.sh > /dev/null || true
-
-test: install-dev system-packages tools consul ## everything: checks, then all tests with real processes and faults
+test: install-dev system-packages tools ## everything: checks, then all tests with real processes and faults
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -q -n auto $(PYTEST_ARGS)
 	@# One after the other: these watch real processes, and the simulator takes all cores by itself.
