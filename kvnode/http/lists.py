@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvnode.errors import BadRequest, InvariantBroken, NotNow
 from kvnode.http.entries import entry_json, session_json, timed_entry_json
 from kvnode.http.messages import json_string, prettify_item
+from kvnode.store.paging import Page
 from kvnode.store.records import decode_key, decode_session, ttl_of
 
 if TYPE_CHECKING:
     from kvnode.http.context import HttpSettings
     from kvnode.ports import Scheduler
-    from kvnode.store.paging import Page, PageWalk, Taker
+    from kvnode.store.paging import PageWalk, Taker
     from kvnode.store.store import Store
     from kvnode.store.view import View
 
@@ -68,6 +69,9 @@ class WantedSessions(NamedTuple):
     node: str
     """Only those of this node; empty: all."""
     pretty: bool
+
+
+_WHOLE = Page()
 
 
 class Lists:
@@ -168,6 +172,10 @@ class _Job:
     def _walk_page(self, wanted: Wanted, page: Page) -> Iterator[int]:
         separator = b"" if wanted.entries else wanted.separator
         self._page = self.view.page(wanted.prefix, separator, page)
+        if wanted.counted and page == _WHOLE and not wanted.prefix and not separator:
+            self._counted = self.view.meta.count  # the store counts as it goes
+            yield self.view.meta.kv_index
+            return
         take: Taker = self._take_name
         if wanted.counted:
             take = self._count_name

@@ -78,6 +78,13 @@ async def test_counts_and_ranges(kv: Kv) -> None:
     ]
 
 
+async def test_all_keys_are_counted_without_reading_them(kv: Kv) -> None:
+    await fill(kv, "a", "b")
+    total = int((await kv.wire("GET", "/v1/kv/?keys&count")).body)
+    assert total == len((await kv.wire("GET", "/v1/kv/?keys")).json)
+    assert int((await kv.wire("GET", "/v1/kv/?keys&count&limit=1")).body) == 1
+
+
 async def test_pretty_pages(kv: Kv) -> None:
     names = await fill(kv, "a", "b")
     answer = await kv.get("", "keys&limit=1&pretty")

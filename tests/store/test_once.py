@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from kvnode.errors import CorruptLog
@@ -149,6 +151,32 @@ def test_what_was_not_packed_is_refused() -> None:
             unpack(bad)
     with pytest.raises(TypeError):
         pack(1.5)
+
+
+def test_damaged_results_are_refused_or_are_values() -> None:
+    rng = random.Random(5)
+    pair = KVPair(b"k", b"v" * 9, 1, 2, 3, 4, "s")
+    good = [
+        once.encode_kept(b"ik", once.Kept(7, 3, PRINT, value), 4096)
+        for value in (
+            TxnOutcome((pair, pair), ()),
+            Refused(Why.OVERFLOW, 5, b"x"),
+            -5,
+            "text",
+            None,
+        )
+    ]
+    refused = 0
+    for _ in range(5000):
+        record = bytearray(rng.choice(good))
+        for _ in range(rng.randrange(1, 4)):
+            record[rng.randrange(len(record))] = rng.randrange(256)
+        del record[rng.randrange(len(record) // 2, len(record) + 1) :]
+        try:
+            once.decode_kept(b"ik", bytes(record))
+        except CorruptLog:
+            refused += 1
+    assert refused > 2000
 
 
 def test_a_record_of_an_unknown_form_is_refused() -> None:
