@@ -39,6 +39,11 @@ PIECE_BYTES: Final = 512 << 10
 KEY_BYTES_MAX: Final = 64 << 10
 VALUE_BYTES_MAX: Final = 8 << 20
 """The largest that the settings allow: a piece is one log entry, and has to fit into a frame."""
+SESSIONS_MAX: Final = 100_000
+SESSION_BYTES_MAX: Final = 64 << 10
+"""Sessions are held in memory while an archive is checked."""
+UNSORTED_KEYS_MAX: Final = 1_000_000
+"""So are the names of keys that are not in order; Consul and kvnode write them in order."""
 _WANTED: Final = frozenset({records.SESSION, records.KV})
 _IGNORED: Final = frozenset({records.TOMBSTONE, records.TABLE_INDEX})
 """Understood, and without a meaning for a restore: every index begins anew there."""
@@ -120,6 +125,10 @@ class _Check:
             self._key(record.fields)
         elif record.kind == records.SESSION:
             assert record.fields is not None, "wanted"
+            if record.size > SESSION_BYTES_MAX:
+                raise BadArchive(f"a session has {record.size} bytes, at most {SESSION_BYTES_MAX}")
+            if len(self.sessions) >= SESSIONS_MAX:
+                raise BadArchive(f"there are more than {SESSIONS_MAX} sessions")
             session = _session(record.fields, self._parse_duration)
             if session.session_id in self.sessions:
                 raise BadArchive(f"the session {session.session_id} is there twice")
@@ -136,6 +145,8 @@ class _Check:
             if key == self._last:
                 raise BadArchive(f"the key {key[1:60]!r} is there twice")
             self.out_of_order = True
+        if self.out_of_order and self.keys >= UNSORTED_KEYS_MAX:
+            raise BadArchive(f"more than {UNSORTED_KEYS_MAX} keys are not in order")
         self._last = key
         self.keys += 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import random
 from typing import Any
@@ -225,6 +226,7 @@ BAD: dict[str, bytes] = {
     "a huge key": state([key(b"a" * 70_000)]),
     "a huge value": state([key(b"a", bytes((8 << 20) + 1))]),
     "a session twice": state([session(), session()]),
+    "a huge session": state([session(Name=bytes(70_000))]),
     "a session id that is too short": state([session(ID=b"abc")]),
     "a session id that is no ASCII": state([session(ID="ç".encode() * 18)]),
     "a node with a NUL": state([session(Node=b"a\0b")]),
@@ -251,3 +253,18 @@ BAD: dict[str, bytes] = {
 def test_what_cannot_be_is_refused_before_any_piece(content: bytes) -> None:
     with pytest.raises(BadArchive):
         loaded(content)
+
+
+def test_what_is_held_in_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RC-67: what has no order, and sessions; keys in order may be as many as one likes."""
+    module = importlib.import_module("kvnode.archive.load")  # its name is also the function's
+    monkeypatch.setattr(module, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(module, "UNSORTED_KEYS_MAX", 3)
+    ids = [b"%08d-0000-4000-8000-000000000000" % number for number in range(4)]
+    assert loaded(state([session(ID=one) for one in ids[:3]])).sessions == 3
+    with pytest.raises(BadArchive, match="more than 3 sessions"):
+        loaded(state([session(ID=one) for one in ids]))
+    names = [key(b"%d" % number) for number in range(6)]
+    assert loaded(state(names)).keys == 6
+    with pytest.raises(BadArchive, match="not in order"):
+        loaded(state(names[::-1]))
