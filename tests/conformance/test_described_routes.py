@@ -58,7 +58,7 @@ CONSULS = re.compile(
             r"Must provide (node|address if SkipNodeUpdate is not set)",  # §11
             r"Bad node ID: .*",
             r"CheckID .* does not have associated TTL",
-            r"Cannot provide .* filter without .* filter",  # §12
+            r"Cannot provide .* filter without .* filter|Invalid (node|service|tag) filter: .*",  # §12
         )
     ),
     re.DOTALL,
