@@ -15,6 +15,7 @@ from kvnode import __version__
 CONSUL_VERSION = "1.22.0"
 """What suites read that start a ``consul`` executable themselves (spec §15)."""
 
+_CONSUL_LETTER = re.compile(r"-[a-z]=.+", re.DOTALL)
 _RUNNERS = ((("lock",), 1), (("exec",), 1), (("kv", "watch"), 2))
 """Commands that run others, and how many words they are."""
 _CONSUL_OPTION = re.compile(r"-[a-z][a-z0-9]+(-[a-z0-9]+)*(=.*)?", re.DOTALL)
@@ -55,6 +56,13 @@ def version_text(program: str, words: Sequence[str]) -> str:
     return f"kvnode v{__version__}\n{python} on {platform.system()} {platform.machine()}\n"
 
 
+def _option(word: str) -> str:
+    if _CONSUL_OPTION.fullmatch(word):
+        return "-" + word
+    # ``-n=2``, where others write ``-n2``.
+    return word[:2] + word[3:] if _CONSUL_LETTER.fullmatch(word) else word
+
+
 def two_dashes(words: Sequence[str]) -> list[str]:
     """Give Consul's single-dash options (``-http-addr=…``) the second dash; after ``--`` none is one."""
     end = words.index("--") if "--" in words else len(words)
@@ -62,5 +70,5 @@ def two_dashes(words: Sequence[str]) -> list[str]:
     if start:  # what comes after the first argument is somebody else's command line
         plain = (at for at in range(start, end) if not words[at].startswith("-"))
         end = next(plain, end)
-    options = ["-" + word if _CONSUL_OPTION.fullmatch(word) else word for word in words[:end]]
+    options = [_option(word) for word in words[:end]]
     return options + list(words[end:])

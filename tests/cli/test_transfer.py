@@ -127,6 +127,7 @@ def test_names_of_variables() -> None:
         (["lock", "-http-addr=a", "n", "ls", "-la"], ["lock", "--http-addr=a", "n", "ls", "-la"]),
         (["exec", "p", "make", "-jobs"], ["exec", "p", "make", "-jobs"]),
         (["kv", "watch", "-stale", "k", "x", "-yy"], ["kv", "watch", "--stale", "k", "x", "-yy"]),
+        (["lock", "-n=2", "n", "x", "-n=2"], ["lock", "-n2", "n", "x", "-n=2"]),
         (["kv", "get", "k", "-stale"], ["kv", "get", "k", "--stale"]),
     ],
 )

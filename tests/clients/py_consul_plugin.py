@@ -23,7 +23,7 @@ import pytest
 import requests
 
 Instance = collections.namedtuple("Instance", ["container", "port", "version"])
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -43,49 +43,70 @@ def no_token() -> None:
 
 
 class Server:
-    """One node, used again by the next test as long as nothing of the last one is left on it."""
+    """One node, or several, used again by the next test as long as nothing of the last one is left.
 
-    def __init__(self, directory: Path) -> None:
+    Several: the tests talk to one that does not lead.
+    """
+
+    def __init__(self, directory: Path, nodes: int) -> None:
         self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
+        self._nodes = nodes
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._starts = 0
         self.port = 0
         self.version = ""
 
     def start(self) -> None:
-        """Start a new one, unless there is a clean one."""
-        if self._process is not None and self._process.poll() is None and self._clean():
+        """Start new ones, unless there are clean ones."""
+        alive = self._processes and all(process.poll() is None for process in self._processes)
+        if alive and self._clean():
             return
         self.stop()
         self._starts += 1
-        self.port, server, serf = free_ports(3)
-        file = self._directory / f"config-{self._starts}.json"
-        file.write_text(
-            json.dumps(
-                {
-                    "ports": {"http": self.port, "server": server, "serf_lan": serf,
-                              "https": -1, "dns": -1},
-                    "bind_addr": "127.0.0.1",
-                    "performance": {"raft_multiplier": 1},
-                    "enable_script_checks": True,
-                }
+        ports = free_ports(2 * self._nodes)
+        https, peers = ports[: self._nodes], ports[self._nodes :]
+        joins = [f"127.0.0.1:{port}" for port in peers]
+        for number, (http, peer) in enumerate(zip(https, peers, strict=True)):
+            self._start(number, http, peer, joins)
+        leader = _wait(https)
+        self.port = next((h for h, p in zip(https, joins, strict=True) if p != leader), https[0])
+        found: dict[str, Any] = requests.get(
+            f"http://127.0.0.1:{self.port}/v1/agent/self", timeout=5
+        ).json()
+        self.version = str(found["Config"]["Version"])
+
+    def _start(self, number: int, http: int, peer: int, joins: list[str]) -> None:
+        config: dict[str, Any] = {
+            "ports": {"http": http, "server": peer, "https": -1, "dns": -1},
+            "bind_addr": "127.0.0.1",
+            "performance": {"raft_multiplier": 1},
+            "enable_script_checks": True,
+        }
+        words = ["-dev"]
+        if self._nodes > 1:
+            words = ["-data-dir", str(self._directory / f"data-{self._starts}-{number}")]
+            config |= {
+                "node_name": f"kvnode-{number}", "server": True, "bootstrap_expect": self._nodes,
+                "retry_join": joins,
+            }  # fmt: skip
+        file = self._directory / f"config-{self._starts}-{number}.json"
+        file.write_text(json.dumps(config))
+        command = [sys.executable, "-m", "kvnode", "agent", *words, "-config-file", str(file)]
+        with (self._directory / f"log-{self._starts}-{number}").open("wb") as log:
+            self._processes.append(
+                subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
             )
-        )  # fmt: skip
-        command = [sys.executable, "-m", "kvnode", "agent", "-dev", "-config-file", str(file)]
-        with (self._directory / f"log-{self._starts}").open("wb") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
-        self.version = _wait(self.port)
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
             try:
-                self._process.wait(10)
+                process.wait(10)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                process.kill()
+                process.wait()
+        self._processes = []
 
     def _clean(self) -> bool:
         """Take away what a test left; False where that is not all."""
@@ -99,14 +120,15 @@ class Server:
                 for name in requests.get(f"{base}/agent/{kind}s", timeout=5).json():
                     requests.put(f"{base}/agent/{kind}/deregister/{quote(name)}", timeout=5)
             left = requests.get(f"{base}/catalog/nodes", timeout=5).json()
-            return len(left) == 1 and not requests.get(f"{base}/agent/checks", timeout=5).json()
+            checks = requests.get(f"{base}/agent/checks", timeout=5).json()
         except (requests.RequestException, ValueError):
             return False
+        return len(left) == self._nodes and not checks
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("node"))
+    made = Server(tmp_path_factory.mktemp("node"), int(os.environ.get("KVNODE_TEST_NODES", "1")))
     yield made
     made.stop()
 
@@ -118,19 +140,25 @@ def consul_instance(server: Server) -> Instance:
     return Instance(None, server.port, server.version)
 
 
-def _wait(port: int) -> str:
-    base = f"http://127.0.0.1:{port}/v1/"
+def _wait(ports: list[int]) -> str:
+    """Wait until all know the leader; return it."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        try:
-            with closing(requests.get(base + "status/leader", timeout=2)) as answer:
-                if answer.status_code == 200 and answer.json():
-                    break
-        except requests.RequestException:
-            pass
+        said = {_leader(port) for port in ports}
+        if len(said) == 1 and "" not in said:
+            return said.pop()
         time.sleep(0.05)
-    found: dict[str, Any] = requests.get(base + "agent/self", timeout=2).json()
-    return str(found["Config"]["Version"])
+    raise AssertionError(f"no leader within {PATIENCE_S} s")
+
+
+def _leader(port: int) -> str:
+    try:
+        with closing(
+            requests.get(f"http://127.0.0.1:{port}/v1/status/leader", timeout=2)
+        ) as answer:
+            return str(answer.json()) if answer.status_code == 200 else ""
+    except (requests.RequestException, ValueError):
+        return ""
 
 
 @pytest.fixture

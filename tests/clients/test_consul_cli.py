@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.programs import Program, Trio, find_consul, wait_for
+from tests.clients.programs import ROOT, Program, Trio, find_consul, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -169,6 +170,28 @@ def test_the_child_is_ended_when_the_lock_is_lost(
         holder.wait(30)
     assert "signal: terminated" in text_of(tmp_path / "holder")
     assert not done.exists()
+
+
+def test_kvnode_lock_and_consul_lock_exclude_each_other(consul: Program, tmp_path: Path) -> None:
+    kvnode = Program([sys.executable, "-m", "kvnode"], consul.node, ROOT)
+    log = tmp_path / "order"
+    script = f"echo in >> {log}; sleep 0.7; echo out >> {log}"
+    for limit in ("1", "2"):
+        log.unlink(missing_ok=True)
+        processes = [
+            program.start(
+                "lock", f"-n={limit}", f"lock/mixed-{limit}", script, output=tmp_path / f"{n}"
+            )
+            for n, program in enumerate((consul, kvnode, consul, kvnode))
+        ]
+        for process in processes:
+            assert process.wait(60) == 0
+        inside = most = 0
+        for word in text_of(log).split():
+            inside += 1 if word == "in" else -1
+            most = max(most, inside)
+        assert (most <= int(limit), inside) == (True, 0)
+        assert text_of(log).split().count("in") == 4
 
 
 # -- watch

@@ -6,6 +6,7 @@ from tests.simulation.workloads.base import Workload
 from tests.simulation.workloads.beyond_consul import BeyondConsul
 from tests.simulation.workloads.blocking_queries import BlockingQueries
 from tests.simulation.workloads.change_feed import ChangeFeed
+from tests.simulation.workloads.control import Control
 from tests.simulation.workloads.keys import Keys
 from tests.simulation.workloads.registry import Registry
 from tests.simulation.workloads.restores import Restores
@@ -23,4 +24,5 @@ CATALOG: tuple[type[Workload], ...] = (
     ChangeFeed,
     Restores,
     Registry,
+    Control,
 )
