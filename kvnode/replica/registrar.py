@@ -39,8 +39,9 @@ RECOVERY_S: Final = 1.0
 """For so long a member must have been heard without a break before it is healthy again."""
 STEP_MAX_S: Final = 1.0
 """So much of one step between two looks is counted; what is longer was a pause of this process."""
-SWEEP_ROUNDS: Final = 20
-"""Every so many rounds the whole catalog is searched for members that have left."""
+SWEEP_ROUNDS: Final = 240
+"""Every so many rounds (a minute), and after each change of membership, the whole catalog is searched for
+members that have left."""
 _ALIVE: Final = "Agent alive and reachable"
 _LOST: Final = "Agent not live or unreachable"
 

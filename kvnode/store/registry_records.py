@@ -8,6 +8,7 @@ new fields go to the end with a default, so that older records can still be read
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from kvnode.errors import CorruptLog
@@ -35,6 +36,10 @@ MEMBER_CHECK: Final = "serfHealth"
 """The check that every member has, and that sessions are bound to by default."""
 
 VERSION: Final = 1
+
+DECODED_KEPT: Final = 16_384
+"""Decoded records that are remembered, of about a kilobyte each: reading one takes as long as fifty
+look-ups."""
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -187,17 +192,22 @@ def decode_service(raw: bytes, record: bytes) -> Service:
 def decode_check(raw: bytes, record: bytes) -> Check:
     """Read a check record; errors as ``decode_node``."""
     check: Check = _decode(raw, record, Check)
-    try:
-        return check._replace(definition=CheckDefinition(*check.definition))
-    except TypeError as error:
-        raise CorruptLog(f"the row {raw!r} of the registry is not readable") from error
+    return check
 
 
 def _decode(raw: bytes, record: bytes, kind: Any) -> Any:
-    if len(record) <= MARK_BYTES or record[MARK_BYTES] != VERSION:
-        raise CorruptLog(f"the row {raw!r} of the registry has an unknown form")
-    values = unpack(record[MARK_BYTES + 1 :])
     try:
-        return kind(*values)
-    except TypeError as error:
-        raise CorruptLog(f"the row {raw!r} of the registry is not readable") from error
+        return _decoded(record, kind)
+    except (CorruptLog, TypeError) as error:
+        raise CorruptLog(f"the row {raw!r} of the registry is not readable: {error}") from error
+
+
+@lru_cache(maxsize=DECODED_KEPT)
+def _decoded(record: bytes, kind: Any) -> Any:
+    """Decode a record, or remember what it was: lists of services are read again and again."""
+    if len(record) <= MARK_BYTES or record[MARK_BYTES] != VERSION:
+        raise CorruptLog("it has an unknown form")
+    found = kind(*unpack(record[MARK_BYTES + 1 :]))
+    if kind is Check:
+        return found._replace(definition=CheckDefinition(*found.definition))
+    return found

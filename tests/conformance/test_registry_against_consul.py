@@ -61,6 +61,8 @@ def without_servers(document: Any) -> Any:
         ]
     if isinstance(document, dict):
         for item in document.values():
+            if isinstance(item, dict) and "Weights" in item:
+                item.pop("Datacenter", None)  # since Consul 1.9
             if isinstance(item, dict) and "CheckID" in item:
                 # Consul's agent keeps them as they were; here they are the service's present ones.
                 item.pop("ServiceTags", None)
