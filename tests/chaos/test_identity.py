@@ -113,6 +113,33 @@ async def test_a_live_member_that_is_removed_stops_with_a_clear_status(tmp_path:
         assert await made.put(leader, "two", "2")
 
 
+async def test_a_node_that_is_told_to_leave_is_removed_and_ends_well(tmp_path: Path) -> None:
+    """``PUT /v1/agent/leave``, of the leader; started again it joins as a new member."""
+    async with cluster(tmp_path) as made:
+        leader = await made.leader()
+        await made.ready()
+        old_id = node_id(leader)
+        async with made.session.put(f"{leader.url}/v1/agent/leave") as answer:
+            assert answer.status == 200
+
+        async def gone() -> bool:
+            return not leader.is_running
+
+        await made.until(gone, "it ended")
+        assert leader.process is not None
+        assert leader.process.returncode == 0, leader.log.read_text()[-2000:]
+        assert leader.events("left_cluster")
+        survivor = await made.leader()
+        assert len(await voters(made, survivor)) == 2
+        leader.start()
+
+        async def back() -> bool:
+            found = await voters(made, survivor)
+            return len(found) == 3 and old_id not in found.values()
+
+        await made.until(back, "it joined anew")
+
+
 async def test_a_stopping_leader_hands_over_before_it_leaves(tmp_path: Path) -> None:
     """RC-57: SIGTERM of the leader is no outage, and no change of membership."""
     async with cluster(tmp_path) as made:

@@ -166,3 +166,30 @@ async def test_read_replicas_come_and_go_and_never_count(tmp_path: Path) -> None
         assert await made.cluster.get(made.pods[names[0]], "a", "&stale") == "1"
         made.start(0)
         await made.become(0, kvnode_read_0=False)
+
+
+async def test_the_label_of_the_leaders_pod_follows_the_leader(tmp_path: Path) -> None:
+    """For a Service that selects it; beside it ``/health/leader``."""
+    flags = ["--kubernetes-leader-label"]
+    async with statefulset(tmp_path, 3, flags=flags) as made:
+        made.api.rights["token-of-kvnode"] |= {("patch", "pods", "")}
+        made.api.statefulset(NAME, 3)
+        for ordinal in range(3):
+            made.api.pod(f"{NAME}-{ordinal}")
+        made.start(0, 1, 2, expect=3)
+        await made.ready()
+
+        def labelled() -> list[str]:
+            labels = {n: made.api.labels(f"{NAME}-{n}").get("kvnode/leader") for n in range(3)}
+            return [f"{NAME}-{n}" for n, value in labels.items() if value == "true"]
+
+        leader = await made.cluster.lab_leader()
+        await eventually(lambda: labelled() == [leader.name], "the leader's label")
+        assert (await made.says(leader, "/health/leader"))[0] == 200
+        assert await made.stop(leader.name) == [0]
+        successor = await made.cluster.lab_leader()
+        assert successor is not leader
+        await eventually(lambda: labelled() == [successor.name], "the successor's label")
+        other = next(node for node in made.pods.values() if node is not successor)
+        assert (await made.says(other, "/health/leader"))[0] == 503
+        assert made.api.labels(leader.name)["kvnode/leader"] == "false"
