@@ -13,7 +13,7 @@ import pytest
 from tests.simulation.cluster import run_seed
 from tests.simulation.swarm import Swarm, draw
 
-SEEDS = (18, 25, 40, *range(12))
+SEEDS = (18, 25, 40, *range(8))
 """The first three each found a node that waited for ever: one that was let in and removed again before it
 had heard of anybody, or of either."""
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(240)]
@@ -26,7 +26,6 @@ def swarm(seed: int) -> Swarm:
     total = sum(faults.values())
     return replace(
         drawn, machines=5, size=(1, 3, 5)[seed % 3], faults=faults | {"scale": max(3.0, total)},
-        workloads={"keys": 10.0, "standing watches": 1e-09, "transactions": 6.0},
         seconds=min(drawn.seconds, 30.0), pace_s=max(drawn.pace_s, 1.0), heal_all=True,
     )  # fmt: skip
 
@@ -43,4 +42,4 @@ def test_scaling_loses_nothing() -> None:
         "removal_not_reached",
         "scale_unknown",
     ):
-        assert notes.get(f"event {name}", 0) > 1, (name, notes)
+        assert notes.get(f"event {name}", 0) > 0, (name, notes)
