@@ -45,8 +45,8 @@ proposes, or at the word of a command that it has judged),
 locking in the sense of threads (one task owns the store), waiting (``on_change`` tells who waits),
 syncs (the replica decides when to flush), JSON and URLs.
 
-Where to read on: ``kv``, ``locks``, ``txn``, ``registry``, ``own`` and ``once`` say what each command
-does, ``history`` what is kept of it, ``tables`` how a batch sees itself, ``records`` and
+Where to read on: ``kv``, ``locks``, ``txn``, ``registry``, ``control``, ``own`` and ``once`` say what each
+command does, ``history`` what is kept of it, ``tables`` how a batch sees itself, ``records`` and
 ``registry_records`` what is stored, ``reads``, ``registry_reads``, ``snapshot``, ``checks``; ``DESIGN.md``
 has the reasons and the measurements.
 """

@@ -360,7 +360,7 @@ def test_exec_reaches_every_agent_that_runs_one(consul: Program) -> None:
 # -- a node that is gone
 
 
-def test_remove_peer_and_force_leave(tmp_path: Path) -> None:
+def test_remove_peer_force_leave_and_leave(tmp_path: Path) -> None:
     five = Trio(tmp_path, count=5)
     try:
         five.start()
@@ -383,6 +383,12 @@ def test_remove_peer_and_force_leave(tmp_path: Path) -> None:
             return second.name not in consul("operator", "raft", "list-peers")
 
         wait_for(given_up, "it is gone")
+        third = next(node for node in five.followers if node is not consul.node)
+        leave = Program([find_consul()], third, tmp_path)
+        assert "Graceful leave complete" in leave("leave")
+        assert third.process is not None
+        assert third.process.wait(60) == 0
+        assert third.name not in consul("operator", "raft", "list-peers")
         assert consul("kv", "put", "still", "here")
     finally:
         five.stop()
