@@ -18,7 +18,8 @@ How it is built
 the byte; ``session`` and ``txn`` are built alike. ``decode`` reads JSON as Go does. ``errors`` turns every
 error into an answer, in one place. ``operator``, ``agent``, ``events`` and ``monitor`` are what Consul's
 operators ask; ``absent`` answers for the parts of Consul that are not here. ``golang``, ``session_ids`` and
-``paths`` hold the pieces of Go that show through Consul's API. ``server`` listens and closes. ``snapshot`` saves and restores by ``kvnode.archive``.
+``paths`` hold the pieces of Go that show through Consul's API.
+``server`` listens and closes. ``snapshot`` saves and restores by ``kvnode.archive``.
 
 Two kinds of route are not one piece in and one piece out, in the aiohttp shell only. A handler may return a
 ``streams.Stream`` instead of a ``Response``: an asynchronous generator whose chunks are sent as the client
