@@ -40,6 +40,7 @@ from kvnode.agent_settings import (
     discovery,
     http_address,
     http_settings,
+    kubernetes_doubts,
     peer_address,
     replica_settings,
     resolver,
@@ -207,6 +208,8 @@ class Agent:
 
             parts.push_async_callback(self._discovery.close)
             api = api_server(config)
+            if doubts := kubernetes_doubts(config):
+                _LOG.warning("kubernetes_settings_doubted", detail=doubts)
             if api is not None:
                 parts.push_async_callback(api.close)
             replica = Replica(

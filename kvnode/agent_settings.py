@@ -13,6 +13,7 @@ from kvnode.discovery.names import NameResolver
 from kvnode.disk.rocks_engine import RocksSettings
 from kvnode.http.context import HttpSettings
 from kvnode.kubernetes import ApiServer, ApiSettings, default_api
+from kvnode.ports import Scale
 from kvnode.replica.settings import ReplicaSettings
 from kvnode.transport.resolve import Resolve, ThreadResolver
 
@@ -72,6 +73,19 @@ def replica_settings(config: Config) -> ReplicaSettings:
         dead_server_grace_s=config.dead_server_grace_s,
         scaled_away_grace_s=config.scaled_away_grace_s,
     )
+
+
+def kubernetes_doubts(config: Config) -> str:
+    """What is given for Kubernetes and cannot work: a sentence for an operator; empty: nothing."""
+    name = config.kubernetes_statefulset
+    if not name and config.kubernetes_leader_label:
+        return "--kubernetes-leader-label has no effect without --kubernetes-statefulset"
+    if name and Scale(name, 0, 0).ordinal(config.node_name) is None:
+        return (
+            f"this node's name, {config.node_name}, is not that of a pod of the StatefulSet {name}: it is "
+            "never removed on scale-down. --node-name must be the pod's name"
+        )
+    return ""
 
 
 def api_server(config: Config) -> ApiServer | None:

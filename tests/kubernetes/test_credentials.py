@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from kvnode.agent_settings import kubernetes_doubts
+from kvnode.config import Config
 from kvnode.kubernetes import default_api
 from kvnode.ports import Scale
 
@@ -56,3 +60,18 @@ def test_who_is_one_too_many() -> None:
 def test_nobody_is_too_many_where_everything_was_stopped() -> None:
     """Scaled to 0 and back, every member is still one."""
     assert not any(Scale("kv", 0, 0).is_surplus(f"kv-{n}") for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, ""),
+        ({"kubernetes_statefulset": "kv"}, ""),
+        ({"kubernetes_statefulset": "other"}, "never removed on scale-down"),
+        ({"kubernetes_leader_label": True}, "no effect without --kubernetes-statefulset"),
+    ],
+)
+def test_settings_that_cannot_work_are_said(settings: dict[str, Any], said: str) -> None:
+    doubts = kubernetes_doubts(Config(node_name="kv-1", **settings))
+    assert said in doubts
+    assert bool(said) == bool(doubts)
