@@ -111,8 +111,8 @@ class Limits:
         json=("limits.http_max_conns",),
     )
     streams_max: int = _setting(
-        1_000,
-        "Endless answers at a time, such as server-sent events; more are refused.",
+        5_000,
+        "Endless answers at a time, such as change feeds, each about 16 KiB; more are refused.",
         section=_LIMITS,
         lo=0,
         hi=1_000_000,

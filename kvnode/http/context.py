@@ -59,7 +59,7 @@ class HttpSettings:
     """For how long a feed may take to hand over the state that it begins with."""
     feed_initials_max: int = 8
     """Feeds at a time that do; further ones wait."""
-    streams_max: int = 1_000
+    streams_max: int = 5_000
     """Endless streams at a time, such as server-sent events."""
     upload_bytes_max: int = 1024 * 1024 * 1024
     """Length of a body that goes to a file: a snapshot to restore. A longer one is 413."""

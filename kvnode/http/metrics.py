@@ -181,6 +181,13 @@ class ReplicaCollector(Collector):
         yield GaugeMetricFamily(
             "kvnode_store_kv_index", "Index of the last change to any key.", value=store.kv_index()
         )
+        meta = store.meta
+        for name, text, value in (
+            ("changes", "Changes kept as history.", meta.history_rows),
+            ("bytes", "Bytes that they take.", meta.history_bytes),
+            ("oldest_index", "Index from which on they are kept.", store.history_floor()),
+        ):
+            yield GaugeMetricFamily(f"kvnode_history_{name}", text, value=value)
         yield GaugeMetricFamily(
             "kvnode_store_idempotency_keys",
             "Writes that are remembered by their idempotency key.",
