@@ -152,7 +152,8 @@ async def test_health_of_an_agents_services_speaks_in_codes(agent: Agent, wire: 
 async def test_a_session_ends_with_the_check_that_it_is_bound_to(agent: Agent, wire: Wire) -> None:
     """Spec §5: in the very entry."""
     await agent.register("bound", ID="b1", Check={"TTL": LONG, "Status": "passing"})
-    body = json.dumps({"NodeChecks": ["serfHealth"], "ServiceChecks": [{"ID": "service:b1"}]})
+    checks = {"NodeChecks": ["serfHealth"], "ServiceChecks": [{"ID": "service:b1"}]}
+    body = json.dumps(checks | {"LockDelay": 0})
     made = (await agent.put("/v1/session/create", body)).json["ID"]
     assert (await wire("PUT", f"/v1/kv/bound/lock?acquire={made}", b"v")).text == "true"
     await agent.put("/v1/agent/check/fail/service:b1")
