@@ -36,6 +36,10 @@ def test_a_name_that_is_not_the_pods_says_nothing() -> None:
     assert expect("other-7", kubernetes_statefulset="kv") == 3
 
 
+def test_a_node_to_try_things_out_is_its_own_cluster_in_any_pod() -> None:
+    assert expect("playground-7", dev=True, bootstrap=True, bootstrap_expect=1) == 1
+
+
 def test_ordinals_may_begin_above_zero() -> None:
     numbers = [expect(f"kv-{n}", kubernetes_first_ordinal=5) for n in (5, 7, 8)]
     assert numbers == [3, 3, 0]
