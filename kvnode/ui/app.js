@@ -184,6 +184,7 @@ function drawEntry() {
   if (state.key === null) return;
   $("form-title").textContent = creating ? "New key" : state.key;
   $("key-field").hidden = !creating;
+  $("key").disabled = !creating; // else the browser asks for it, unseen, and nothing is saved
   $("facts").hidden = creating;
   for (const id of ["delete", "copy"]) $(id).hidden = creating;
   $("value").readOnly = $("save").hidden = $("reset").hidden = Boolean(state.binary);
@@ -201,8 +202,48 @@ function drawEntry() {
       ...(entry.LockIndex ? [fact("lock", entry.LockIndex)] : []),
       ...(entry.Session ? [fact("session", entry.Session)] : []));
   }
+  $("past").hidden = creating;
+  loadPast();
   markDirty();
   drawKeys();
+}
+
+// --- what a key was ----------------------------------------------------------------------------
+
+async function loadPast() {
+  const { key } = state;
+  if (!key || !$("past").open) return;
+  try {
+    const answer = await ask("GET", `${keyPath(key)}?history&limit=50`);
+    const json = answer.status === 404 ? "[]" : await answer.text();
+    if (key !== state.key) return; // another one was opened meanwhile
+    const flags = [...json.matchAll(/"Flags":(\d+)/g)].map((match) => match[1]);
+    $("revisions").replaceChildren(...JSON.parse(json).map((revision) =>
+      revisionRow(revision, revision.Entry ? flags.shift() : null)));
+    $("past-note").textContent = answer.headers.get("X-Kvnode-More")
+      ? "There are older ones."
+      : `Changes are kept from index ${answer.headers.get("X-Kvnode-Oldest-Index")} on.`;
+  } catch (error) {
+    $("past-note").textContent = error.message;
+  }
+}
+
+function revisionRow({ Index: index, By: by, Entry: entry }, flags) {
+  const bytes = entry ? decodeBase64(entry.Value) : null;
+  const text = bytes ? asText(bytes) : null;
+  const use = make("button", { type: "button", textContent: "Use", disabled: text === null });
+  use.title = "Put this value into the editor; it is not saved yet";
+  use.addEventListener("click", () => {
+    if (state.binary) return;
+    state.lineEnd = text.lineEnd;
+    $("value").value = text.text;
+    $("flags").value = flags;
+    markDirty();
+    $("value").focus();
+  });
+  const shown = entry ? text?.text.slice(0, 200) ?? `${bytes.length.toLocaleString()} bytes, binary` : "deleted";
+  return make("li", {}, make("b", { textContent: index }), make("span", { textContent: by ?? "before" }),
+    make("code", { textContent: shown }), use);
 }
 
 function hexDump(bytes) {
@@ -389,6 +430,7 @@ $("create").addEventListener("click", newKey);
 $("form").addEventListener("submit", save);
 $("delete").addEventListener("click", remove);
 $("format").addEventListener("click", formatJson);
+$("past").addEventListener("toggle", loadPast);
 $("copy").addEventListener("click", () => navigator.clipboard?.writeText($("value").value).then(() => toast("Copied.")));
 $("reset").addEventListener("click", () => (state.key === "" ? newKey() : openKey(state.key)));
 $("value").addEventListener("input", markDirty);
