@@ -15,7 +15,7 @@ How it is built
         └──► app.py   (aiohttp shell: every route, any odd request) ─► router ─► handlers ───────────► replica
 
 ``kv`` holds the KV routes as plain functions with call-backs, so both shells give the same answer to
-the byte; ``session`` and ``txn`` are built alike. ``decode`` reads JSON as Go does. ``errors`` turns every
+the byte; ``session``, ``txn``, ``catalog`` and ``registration`` are built alike. ``decode`` reads JSON as Go does. ``errors`` turns every
 error into an answer, in one place. ``operator``, ``agent``, ``events`` and ``monitor`` are what Consul's
 operators ask; ``absent`` answers for the parts of Consul that are not here. ``golang``, ``session_ids`` and
 ``paths`` hold the pieces of Go that show through Consul's API.
@@ -41,8 +41,10 @@ Invariants
 - A write is proposed at most once per request, and only after the whole request was received, parsed
   and found good. Whoever gets a 4xx knows that nothing was stored.
 - A write whose outcome is unknown says so in its text and is never reported as failed (RC-58).
-- Under ``/v1`` nothing answers 429 or 503: these make Consul's clients drop their locks.
-- The store is read inside the replica's read completion and nowhere else, synchronously (RC-35).
+- Under ``/v1`` nothing answers 429 or 503: these make Consul's clients drop their locks. Only where the code
+  is the answer itself (``agent/health/service``, ``autopilot/health``) it is Consul's.
+- The store is read inside the replica's read completion and nowhere else, synchronously (RC-35). An agent's
+  own lists of services and checks are this node's state as it is, once it has what it has written.
 - A stream ends with its proper end, or the connection is cut: nobody takes half for the whole. It stops
   when the client hangs up, and an endless one when the server closes.
 - Everything a client can make us hold is bounded, in count and bytes, and every bound has an answer
