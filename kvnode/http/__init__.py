@@ -15,10 +15,11 @@ How it is built
         └──► app.py   (aiohttp shell: every route, any odd request) ─► router ─► handlers ───────────► replica
 
 ``kv`` holds the KV routes as plain functions with call-backs, so both shells give the same answer to
-the byte; ``session``, ``txn``, ``catalog`` and ``registration`` are built alike. ``decode`` reads JSON as Go does. ``errors`` turns every
-error into an answer, in one place. ``operator``, ``agent``, ``events`` and ``monitor`` are what Consul's
-operators ask; ``absent`` answers for the parts of Consul that are not here. ``golang``, ``session_ids`` and
-``paths`` hold the pieces of Go that show through Consul's API.
+the byte; ``session``, ``txn``, ``catalog`` and ``registration`` are built alike. ``decode`` reads JSON as
+Go does, ``filters`` Consul's filter expressions. ``errors`` turns every error into an answer, in one place.
+``operator``, ``agent``, ``events`` and ``monitor`` are what Consul's operators ask; ``absent`` answers for
+the parts of Consul that are not here. ``golang``, ``session_ids`` and ``paths`` hold the pieces of Go that
+show through Consul's API.
 ``server`` listens and closes. ``snapshot`` saves and restores by ``kvnode.archive``.
 
 Two kinds of route are not one piece in and one piece out, in the aiohttp shell only. A handler may return a

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from kvnode.errors import BadRequest
+from kvnode.http.filters import Filter, parse_filter
 from kvnode.http.messages import TEXT_TYPE, VARY, Response, dump_json, json_answer, text
 from kvnode.http.registry_json import agent_check_json, agent_service_json
 from kvnode.store.registry_reads import Registry
@@ -19,10 +21,6 @@ if TYPE_CHECKING:
 TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 """What Go's ``strconv.ParseBool`` takes."""
-NO_FILTER: Final = (
-    "Failed to create boolean expression evaluator: filter expressions are not implemented; leave out "
-    "?filter and select on the client's side"
-)
 MEMBER_SERVICE: Final = "consul"
 _MAINTENANCE: Final = "maintenance"
 _STATUS: Final = {PASSING: 200, WARNING: 429, CRITICAL: 503, _MAINTENANCE: 503}
@@ -43,23 +41,32 @@ class _Asked(NamedTuple):
     name: str
     pretty: bool
     as_text: bool
+    wanted: Filter | None = None
+    """Applied to each item of a list."""
+
+    def kept(self, found: dict[str, Any]) -> Response:
+        """Answer with what the filter leaves."""
+        wanted = self.wanted
+        shown = {name: item for name, item in sorted(found.items()) if not wanted or wanted(item)}
+        return json_answer(shown, pretty=self.pretty)
 
 
 def parse_read(rest: bytes, options: Options, settings: HttpSettings) -> Read | Response:
     """Parse what stands behind ``/v1/agent/`` in a GET."""
-    if options.first("filter"):
-        return text(400, NO_FILTER)
+    expression = options.first("filter")
+    try:
+        wanted = parse_filter(expression) if expression else None
+    except BadRequest as error:
+        return text(400, str(error))
     shown = rest.decode("utf-8", "surrogateescape")
     as_text = options.first("format") == "text"
     for prefix, document in _DOCUMENTS.items():
         if shown == prefix or (prefix.endswith("/") and shown.startswith(prefix)):
             name = shown.removeprefix(prefix)
-            return Read(
-                partial(
-                    document,
-                    _Asked(settings.node_name, settings.datacenter, name, options.pretty, as_text),
-                )
+            asked = _Asked(
+                settings.node_name, settings.datacenter, name, options.pretty, as_text, wanted
             )
+            return Read(partial(document, asked))
     raise AssertionError("the router knows no other")
 
 
@@ -73,7 +80,7 @@ def _services(asked: _Asked, registry: Registry) -> Response:
         for service in registry.services(asked.node)
         if _is_own(service)
     }
-    return json_answer(dict(sorted(found.items())), pretty=asked.pretty)
+    return asked.kept(found)
 
 
 def _checks(asked: _Asked, registry: Registry) -> Response:
@@ -82,7 +89,7 @@ def _checks(asked: _Asked, registry: Registry) -> Response:
         for check in registry.checks(asked.node)
         if check.check_id != MEMBER_CHECK
     }
-    return json_answer(dict(sorted(found.items())), pretty=asked.pretty)
+    return asked.kept(found)
 
 
 def _service(asked: _Asked, registry: Registry) -> Response:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kvnode.errors import KvnodeError
+from kvnode.errors import BadRequest, KvnodeError
 from kvnode.http import errors
-from kvnode.http.agent_lists import FALSE, NO_FILTER, TRUE
+from kvnode.http.agent_lists import FALSE, TRUE
 from kvnode.http.blocking import Query
+from kvnode.http.filters import Filter, parse_filter
 from kvnode.http.kv import read_head
 from kvnode.http.messages import JSON_TYPE, Response, dump_json, json_answer, prettify, text
 from kvnode.http.query import Options, parse_options
@@ -57,6 +58,8 @@ class Read(NamedTuple):
     """Folded; a service must have all of them."""
     node_meta: tuple[tuple[str, str], ...] = ()
     """A node must have all of these."""
+    wanted: Filter | None = None
+    """Applied to each item of the answer."""
 
     def takes(self, node: Node | None) -> bool:
         """Whether a node has the metadata that was asked for."""
@@ -84,9 +87,13 @@ def _nodes(registry: Registry, read: Read) -> Any:
 
 def _services(registry: Registry, read: Read) -> Any:
     found: dict[str, dict[str, None]] = {}
-    fitting = {fold(node.name) for node in registry.nodes() if read.takes(node)}
+    fitting = {fold(node.name): node for node in registry.nodes() if read.takes(node)}
     for service in registry.services():
-        if not read.node_meta or fold(service.node) in fitting:
+        node = fitting.get(fold(service.node))
+        if node is None:
+            continue
+        shown = Instance(node, service, ())
+        if read.wanted is None or read.wanted(instance_json(shown, read.datacenter)):
             found.setdefault(service.name, {}).update(dict.fromkeys(service.tags))
     return {name: list(tags) for name, tags in sorted(found.items())}
 
@@ -151,6 +158,21 @@ def _health_state(registry: Registry, read: Read) -> Any:
 def _nothing(_registry: Registry, _read: Read) -> Any:
     """Services of Consul's mesh, of which there are none."""
     return []
+
+
+def _filtered(read: Read, document: Any) -> Any:
+    """Leave out what a filter does not want: of a list its items, of a node its services."""
+    wanted = read.wanted
+    if wanted is None or document is None or read.view.answer is _services:
+        return document
+    if isinstance(document, list):
+        return [item for item in document if wanted(item)]
+    services = document["Services"]
+    if isinstance(services, dict):
+        kept: Any = {name: item for name, item in services.items() if wanted(item)}
+    else:
+        kept = [item for item in services or () if wanted(item)] or None
+    return document | {"Services": kept}
 
 
 def _of(*tables: str) -> Callable[[Registry, Read], int]:
@@ -256,8 +278,11 @@ def parse_decoded(
     refusal = options.foreign_datacenter(settings.datacenter)
     if refusal is not None:
         return refusal
-    if options.first("filter"):
-        return text(400, NO_FILTER)
+    expression = options.first("filter")
+    try:
+        wanted = parse_filter(expression) if expression else None
+    except BadRequest as error:
+        return text(400, str(error))
     passing = options.first("passing") if view.answer is _health_service else None
     if passing and passing not in TRUE | FALSE:
         return text(400, "Invalid value for ?passing")
@@ -269,6 +294,7 @@ def parse_decoded(
         passing is not None and passing not in FALSE,
         tuple([tag.lower() for tag in options.values.get("tag", ()) if tag]),
         tuple([_meta_pair(item) for item in options.values.get("node-meta", ()) if item]),
+        wanted,
     )
 
 
@@ -323,7 +349,7 @@ def _read_done(
             start(read._replace(options=options.fresh()), backend, respond)
             return
         registry = backend.replica.store.registry()
-        body = dump_json(read.view.answer(registry, read))
+        body = dump_json(_filtered(read, read.view.answer(registry, read)))
         index = read.view.index_of(registry, read)
         head = read_head(index, view, options) + JSON_TYPE
         response = Response(200, head, prettify(body) if options.pretty else body)

@@ -156,6 +156,14 @@ def check_members(chance: random.Random) -> dict[str, Any]:
 
 
 READS = [
+    "/v1/catalog/nodes?filter=Node+==+n1", "/v1/catalog/nodes?filter=Meta.a+!=+b",
+    "/v1/catalog/nodes?filter=Meta+is+empty+or+a+in+Meta",
+    "/v1/catalog/service/web?filter=a+in+ServiceTags",
+    "/v1/health/service/web?filter=Service.Meta.k+==+v+and+not+Service.Port+==+80",
+    "/v1/health/service/db?filter=Node.Node+!=+n2",
+    "/v1/health/service/web?filter=Checks.Status+==+passing",
+    "/v1/health/state/any?filter=Status+!=+passing", "/v1/health/node/n1?filter=ServiceTags+is+empty",
+    "/v1/catalog/node/n1?filter=Service+==+web", "/v1/catalog/service/web?filter=ServiceMeta+is+not+empty",
     "/v1/catalog/nodes", "/v1/catalog/nodes?node-meta=a:b", "/v1/catalog/services",
     "/v1/catalog/services?node-meta=a:c", "/v1/catalog/node/n1", "/v1/catalog/node/n2",
     "/v1/catalog/node/N1", "/v1/catalog/service/web", "/v1/catalog/service/WEB",

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -208,8 +209,31 @@ async def test_a_wait_that_is_over_answers_what_there_is(wire: Wire) -> None:
     assert (after.index, after.json) == (before.index, before.json)
 
 
-async def test_filters_are_refused_and_not_ignored(wire: Wire) -> None:
-    for path in ("/v1/catalog/nodes", "/v1/health/service/x", "/v1/agent/services"):
-        answer = await wire("GET", f"{path}?filter=Node+%3D%3D+x")
+async def test_filters_select(agent: Agent) -> None:
+    await agent.register("sieve", ID="s1", Tags=["prod"], Meta={"team": "x"})
+    await agent.register("sieve", ID="s2", Tags=["test"])
+
+    async def ids(path: str, expression: str) -> set[str]:
+        found = await agent.get(f"{path}?filter={quote(expression)}")
+        items = found if isinstance(found, list) else [{"ID": name} for name in found]
+        return {item.get("ServiceID") or item.get("ID") or item["Service"]["ID"] for item in items}
+
+    assert await ids("/v1/catalog/service/sieve", "prod in ServiceTags") == {"s1"}
+    assert await ids("/v1/health/service/sieve", 'Service.Meta.team == "x"') == {"s1"}
+    assert await ids("/v1/agent/services", "Service == sieve and not prod in Tags") == {"s2"}
+    names = await agent.get("/v1/catalog/services?filter=test+in+ServiceTags")
+    assert names == {"sieve": ["test"]}
+    node = await agent.get("/v1/catalog/node/kvnode-0?filter=ID+==+consul")
+    assert set(node["Services"]) == {"consul"}
+    assert await agent.get("/v1/catalog/nodes?filter=Node+==+nobody") == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/catalog/nodes", "/v1/health/state/any", "/v1/agent/services"]
+)
+async def test_what_is_no_filter_is_told(wire: Wire, agent: Agent, path: str) -> None:
+    await agent.register("any")
+    for expression in ("x+=", "None+==+x"):
+        answer = await wire("GET", f"{path}?filter={expression}")
         assert answer.status == 400
-        assert "filter expressions are not implemented" in answer.text
+        assert "expression evaluator" in answer.text or "is not valid" in answer.text
