@@ -44,6 +44,7 @@ from tests.simulation.cluster import Simulation
 from tests.simulation.core_fuzz import CoreFuzz
 from tests.simulation.disk import _SimFile
 from tests.simulation.feature_mutants import FEATURE_MUTANTS
+from tests.simulation.history_mutants import HISTORY_MUTANTS
 from tests.simulation.mutant import Mutant, replacing
 from tests.simulation.swarm import draw
 
@@ -614,6 +615,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     *FEATURE_MUTANTS,
     *BEYOND_MUTANTS,
+    *HISTORY_MUTANTS,
 )
 
 

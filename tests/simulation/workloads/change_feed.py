@@ -226,7 +226,10 @@ class ChangeFeed(Workload):
         def woken(_index: int) -> None:
             assert reader.position is not None, "set before it parks"
             if watches.settled > reader.position.index:
-                reader.position = Position(watches.settled, None)
+                settled = Position(watches.settled, None)
+                if missed := self._between(reader.position, settled, reader.prefix):
+                    raise Violation(f"{node.name}: settled at {settled.index}, without {missed}")
+                reader.position = settled
             self.bench.in_process(node, self.rng.uniform(0, 0.2), partial(self._tell, node, reader))
 
         watches.watch(reader.prefix, is_prefix=True, callback=woken)
