@@ -25,7 +25,6 @@ MESH = "service mesh and configuration entries: there is no mesh here"
 GOSSIP = "network coordinates come from gossip: there is none here"
 RULES = "access rules: every token is accepted and ignored"
 SCRIPTS = "checks that run a script: a node runs nothing for others"
-FILTERS = "?filter expressions of catalog and health"
 
 LEFT_OUT = {
     "tests/api/test_acl.py": RULES,
@@ -51,12 +50,6 @@ NOT_HERE = {
     "test_agent_checks": SCRIPTS,
     "test_service_multi_check": "looks at an HTTP server at port 8500 of its container",
     "test_agent_register_check_no_service_id": "wants 404 as of Consul 1.11; it is 500, as in 1.8.7",
-    "test_agent_services_and_checks_filter": FILTERS,
-    "test_catalog_filter": FILTERS,
-    "test_health_service_filter": FILTERS,
-    "test_health_state_filter": FILTERS,
-    "test_health_checks_filter": FILTERS,
-    "test_health_node_filter": FILTERS,
 }
 """Single tests."""
 PASSED_MIN = 60
