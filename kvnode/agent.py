@@ -158,7 +158,7 @@ class Agent:
         self._take_signals(loop)
         async with AsyncExitStack() as parts:
             self._security = security = Security(config)
-            room = WaitingRoom(config.client, config.http_port, security.http)
+            room = WaitingRoom(config.node_name, config.client, config.http_port, security.http)
             parts.callback(room.close)
             room.open()
             room.note(f"opening {config.data_dir}")

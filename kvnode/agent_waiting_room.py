@@ -21,19 +21,25 @@ _HEAD_BYTES_MAX = 16 << 10
 _TIMEOUT_S = 2.0
 """For one client, handshake included; others wait meanwhile."""
 _BACKLOG = 16
+_LINGER_S = 0.1
+_TAKEN_MAX = 1 << 20
 
 
 class WaitingRoom:
     """``open``, then ``note`` again and again, then ``close``."""
 
-    def __init__(self, host: str, port: int, tls: Callable[[], ssl.SSLContext] | None) -> None:
+    def __init__(
+        self, name: str, host: str, port: int, tls: Callable[[], ssl.SSLContext] | None
+    ) -> None:
         """Listen nowhere yet.
 
         Args:
+            name: The node's, which is on every answer.
             host: As for the HTTP server.
             port: The same; 0 and below: no room.
             tls: Gives the context of a connection; None: plain HTTP.
         """
+        self._name = name.encode("latin-1", "replace")
         self._host, self._port = host, port
         self._tls = tls
         self._doing = "starting"
@@ -92,10 +98,23 @@ class WaitingRoom:
             head += chunk
         path = head.split(b" ", 2)[1].partition(b"?")[0] if head.count(b" ") >= 2 else b""
         client.sendall(self._response(path))
+        # A body that nobody reads would reset the connection, and with it the answer.
+        client.settimeout(_LINGER_S)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+            taken = len(head)
+            while taken < _TAKEN_MAX and (chunk := client.recv(65536)):
+                taken += len(chunk)
 
     def _response(self, path: bytes) -> bytes:
         if path == b"/health/live":
             status, body = b"200 OK", "live\nok   process: it opens its data\n"
+        elif path.startswith(b"/v1/"):
+            # Consul's clients go on only at these words, and drop their locks at a 503 (spec §1.6).
+            status, body = b"500 Internal Server Error", "No cluster leader"
+        elif not path.startswith(b"/health/"):
+            status = b"503 Service Unavailable"
+            body = f"this node is starting ({self._doing}); nothing was stored\n"
         else:
             status = b"503 Service Unavailable"
             seconds = time.monotonic() - self._since
@@ -104,8 +123,8 @@ class WaitingRoom:
         content = body.encode()
         return (
             b"HTTP/1.1 %b\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n"
-            b"Server: kvnode\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-            % (status, len(content), content)
+            b"X-Kvnode-Node: %b\r\nServer: kvnode\r\nRetry-After: 1\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (status, self._name, len(content), content)
         )
 
 

@@ -29,7 +29,7 @@ def ask(url: str, context: ssl.SSLContext | None = None) -> tuple[int, str]:
 
 def test_each_probe_gets_its_answer_and_the_port_is_free_afterwards() -> None:
     (port,) = free_ports(1)
-    room = WaitingRoom("127.0.0.1", port, None)
+    room = WaitingRoom("n0", "127.0.0.1", port, None)
     room.open()
     try:
         room.note("loading a snapshot, 35 MiB so far")
@@ -39,17 +39,40 @@ def test_each_probe_gets_its_answer_and_the_port_is_free_afterwards() -> None:
             status, body = ask(f"{url}/health/{path}")
             assert status == 503
             assert body.startswith(f"not {word}: started\nFAIL started: loading a snapshot, 35 MiB")
-        assert ask(f"{url}/v1/kv/a")[0] == 503
+        # What keeps Consul's clients from dropping their locks, and what tells ours that it may ask again.
+        assert ask(f"{url}/v1/kv/a") == (500, "No cluster leader")
+        status, body = ask(f"{url}/kv/a")
+        assert status == 503
+        assert "nothing was stored" in body
     finally:
         room.close()
     with socket.create_server(("127.0.0.1", port)):
         room.close()
 
 
+def test_who_sends_a_value_gets_the_whole_answer() -> None:
+    """Not a broken connection, after which nobody knows whether it was stored."""
+    (port,) = free_ports(1)
+    room = WaitingRoom("n0", "127.0.0.1", port, None)
+    room.open()
+    try:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/kv/a", data=b"v" * 400_000, method="PUT"
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=5)
+        with refused.value as answer:
+            assert answer.read() == b"No cluster leader"
+            assert answer.headers["Retry-After"] == "1"
+            assert answer.headers["X-Kvnode-Node"] == "n0"
+    finally:
+        room.close()
+
+
 def test_who_says_nothing_sensible_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_waiting_room, "_TIMEOUT_S", 0.1)
     (port,) = free_ports(1)
-    room = WaitingRoom("127.0.0.1", port, None)
+    room = WaitingRoom("n0", "127.0.0.1", port, None)
     room.open()
     try:
         silent = socket.create_connection(("127.0.0.1", port))
@@ -65,7 +88,7 @@ def test_who_says_nothing_sensible_keeps_nobody_waiting(monkeypatch: pytest.Monk
 def test_a_port_that_is_taken_or_not_wanted_is_no_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for port in (taken.getsockname()[1], 0, -1):
-            room = WaitingRoom("127.0.0.1", port, None)
+            room = WaitingRoom("n0", "127.0.0.1", port, None)
             room.open()
             room.close()
 
@@ -76,7 +99,7 @@ def test_where_the_node_speaks_https_the_room_does_too(tmp_path: Path) -> None:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(crt, key)
     (port,) = free_ports(1)
-    room = WaitingRoom("127.0.0.1", port, lambda: server)
+    room = WaitingRoom("n0", "127.0.0.1", port, lambda: server)
     room.open()
     try:
         with socket.create_connection(("127.0.0.1", port)) as plain:
