@@ -39,10 +39,11 @@ Propose = Callable[[Command, Callable[[bool], None]], None]
 class CheckTimers:
     """Runs while this node leads, and is empty otherwise."""
 
-    def __init__(self, store: Store, propose: Propose) -> None:
-        """Not in office yet."""
+    def __init__(self, store: Store, propose: Propose, time: Callable[[], float]) -> None:
+        """Not in office yet. ``time``: monotonic seconds."""
         self._store = store
         self._propose = propose
+        self._time = time
         self._ttl = Deadlines()
         self._critical = Deadlines()
         self._news: dict[bytes, int] = {}
@@ -75,6 +76,8 @@ class CheckTimers:
         """The store has written or removed a check; None: any, it was replaced."""
         if not self._in_office:
             return
+        # Up to now: else the time since the last look would be taken from what a report has just won.
+        self._look(self._time())
         if check is None:
             self._ttl.clear()
             self._critical.clear()
@@ -111,8 +114,7 @@ class CheckTimers:
 
     def run(self, now: float) -> None:
         """Go on to ``now``, and propose what is due; called often while in office."""
-        self._clock += min(max(0.0, now - self._looked_at), STEP_MAX_S)
-        self._looked_at = now
+        self._look(now)
         for key in self._ttl.take_due(self._clock, ENDS_AT_ONCE):
             if self._news.get(key, 0) > self._store.applied_index:
                 # Its time begins anew when that is applied, if it is a report or a registration indeed.
@@ -128,6 +130,10 @@ class CheckTimers:
             if check is not None and check.service_id:
                 command = Deregister(check.node, check.service_id, if_critical=check.check_id)
                 self._end(self._critical, key, command)
+
+    def _look(self, now: float) -> None:
+        self._clock += min(max(0.0, now - self._looked_at), STEP_MAX_S)
+        self._looked_at = now
 
     def _find(self, key: bytes) -> Check | None:
         node, _, check_id = key.decode("utf-8", "surrogateescape").partition("\0")

@@ -66,7 +66,7 @@ class Registrar:
     def __init__(self, replica: Replica) -> None:
         """Listen to the store."""
         self._replica = replica
-        self.timers = CheckTimers(replica.store, self._propose_timed)
+        self.timers = CheckTimers(replica.store, self._propose_timed, replica.scheduler.time)
         self._office: Term | None = None
         self._contacts: dict[str, _Contact] = {}
         self._pending: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,38 @@ async def test_an_old_volume_of_a_removed_member_comes_back_as_a_new_incarnation
         assert after is not None
         assert after["term"] == facts["term"], "its return disturbed the cluster"
         assert await made.get(victim, "meanwhile") == "1"
+
+
+async def test_an_old_copy_of_a_volume_is_noticed_although_everybody_restarted(
+    tmp_path: Path,
+) -> None:
+    """RC-54: the others have stored what they heard of; the node says why it stops, and stays down."""
+    async with cluster(tmp_path) as made:
+        leader = await made.leader()
+        await made.ready()
+        victim = next(node for node in made.nodes if node is not leader)
+        victim.kill()
+        shutil.copytree(victim.data, tmp_path / "copy")
+        victim.start()
+        await made.ready()
+        assert await made.put(leader, "newer", "1")
+        for node in made.nodes:
+            node.kill()
+        shutil.rmtree(victim.data)
+        shutil.copytree(tmp_path / "copy", victim.data)
+        for node in made.nodes:
+            node.start()
+
+        async def gone() -> bool:
+            return not victim.is_running
+
+        await made.until(gone, "the node on the old copy ended")
+        assert any(e.get("reason") == "VolumeRolledBack" for e in victim.events("node_must_stop"))
+        assert (victim.data / "DAMAGED").exists()
+        others = [node for node in made.nodes if node is not victim]
+        assert await made.get(others[0], "newer") == "1"
+        victim.start()
+        await made.until(gone, "it does not start on the old copy again")
 
 
 async def test_a_live_member_that_is_removed_stops_with_a_clear_status(tmp_path: Path) -> None:

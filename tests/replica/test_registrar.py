@@ -189,6 +189,26 @@ def test_a_new_leader_gives_a_check_its_ttl_in_full() -> None:
     cluster.until(lambda: status(new, "n0", "c") == "critical", 5.0)
 
 
+def test_a_new_leaders_wait_for_its_first_commit_is_not_taken_from_a_report() -> None:
+    cluster, leader = led()
+    ask(cluster, leader, service(ttl_ns=5 * 10**8))
+    leader.kill()
+    new, other = cluster.machines[1:]
+    new.replica.raft.campaign()
+    new.replica.wake()
+    cluster.until(lambda: new.replica.is_leader)
+    other.journal.queue.hold = True
+    report = new.ask(UpdateCheck("n0", "c", "ttl", "passing", "o"))
+    cluster.run(0.9)
+    other.journal.queue.hold = False
+    other.journal.queue.release()
+    cluster.until(lambda: report.calls)
+    cluster.run(0.4)
+    assert status(new, "n0", "c") == "passing"
+    cluster.run(0.4)
+    assert status(new, "n0", "c") == "critical"
+
+
 def test_nothing_expires_before_a_report_in_the_log_is_applied() -> None:
     """A registration with a longer TTL waits for a majority while the shorter one runs out."""
     cluster, leader = led()

@@ -16,6 +16,7 @@ REGRESSIONS: dict[int, str] = {
     44: "a second machine that expects one node founded a cluster of its own",
     156: "a pledge was released while the identity with the cluster id was being written",
     2010: "an uncommitted removal was told to the removed node, which set its data aside for good",
+    600006: "a new leader's wait for its first commit was taken from the time of a check reported since",
     6009: "an uncommitted removal of the next leader was taken back, and nobody dialled it again",
     220: "two new machines founded a second cluster while the first one was down",
 }
