@@ -129,10 +129,16 @@ class SessionTimers:
         self._deadlines[session_id] = deadline
         heapq.heappush(self._heap, (deadline, session_id))
 
-    def run(self, now: float) -> None:
-        """Go on to ``now``, and propose the ends that are due; called with every tick in office."""
+    def advance(self, now: float) -> None:
+        """Go on to ``now``: before a time begins to count, too, since it would end too early if it began
+        at the last look, which was long ago if this process stood still.
+        """
         self._clock += min(max(0.0, now - self._looked_at), STEP_MAX_S)
         self._looked_at = now
+
+    def run(self, now: float) -> None:
+        """Go on to ``now``, and propose the ends that are due; called with every tick in office."""
+        self.advance(now)
         if self._walked is not None:
             self._walk(self._walked)
         for _ in range(ENDS_AT_ONCE):

@@ -97,6 +97,7 @@ class Sessions:
             self.delays.ended(index)
             self.timers.ended(session_id)
         elif self._office is not None:
+            self.timers.advance(self._replica.scheduler.time())
             self.timers.began(session)
 
     def _state_replaced(self) -> None:
@@ -267,6 +268,7 @@ class Sessions:
             if room <= 0:
                 found.append(AGAIN)
                 continue
+            self.timers.advance(self._replica.scheduler.time())
             session = self.timers.renew(session_id)
             if session is not None:
                 room -= _size(session)
