@@ -57,8 +57,9 @@ lint: install-dev ## lint, format, types and import rules
 test: install-dev system-packages tools ## everything: checks, then all tests with real processes and faults
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -q -n auto $(PYTEST_ARGS)
-	@# One after the other: these watch real processes, and the simulator takes all cores by itself.
-	$(BIN)/pytest -m "slow or chaos or simulation" --durations 20 $(PYTEST_ARGS)
+	@# Most of these wait for real processes; a file stays together. The simulator takes all cores by itself.
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "(slow or chaos) and not simulation" --durations 20 $(PYTEST_ARGS)
+	$(BIN)/pytest -v -m simulation $(PYTEST_ARGS)
 
 SOAK_MINUTES ?= 60
 .PHONY: soak
