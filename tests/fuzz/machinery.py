@@ -1,9 +1,9 @@
 """What every fuzz target shares: mutations, bounds on a case, and a seed that repeats a failure.
 
 A target is a function of a random generator: it makes one input, feeds it, and checks its laws. Half of
-the cases come from a fixed seed, so that the suite is repeatable, and half from a fresh one that is
-printed, so that every run looks somewhere new. ``KVNODE_FUZZ_SEED`` repeats a run, and
-``KVNODE_FUZZ_CASES`` makes it longer.
+the cases come from a fixed seed, and half from one that is derived from the source: every change of the code
+meets cases that nobody ran before, and the same source the same ones. ``KVNODE_FUZZ_SEED`` is another
+one, and ``KVNODE_FUZZ_CASES`` makes a run longer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from tests.simulation.soak import source_base
 
 CASES = int(os.environ.get("KVNODE_FUZZ_CASES", "20000"))
 """Per target in ``make test``; half with each seed."""
@@ -39,9 +41,9 @@ class Hang(BaseException):
 
 
 def fresh_seed() -> int:
-    """A seed nobody has tried, or the one to repeat."""
+    """A seed that this source has and no earlier one had, or the one to repeat."""
     given = os.environ.get("KVNODE_FUZZ_SEED")
-    return int(given) if given else random.SystemRandom().randrange(2**32)
+    return int(given) if given else source_base()
 
 
 def seeds() -> list[int]:

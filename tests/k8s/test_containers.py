@@ -146,7 +146,7 @@ def test_without_arguments_it_is_a_node_to_try_out() -> None:
 def test_first_boot_of_other_sizes(replicas: int, tmp_path: Path) -> None:
     """No init Job; the pods run before DNS knows any of them."""
     objects = render("helm-4", {"replicas": replicas})
-    with cluster(objects, tmp_path, "kvnode-headless", "kvnode") as made:
+    with cluster(World(objects, tmp_path), "kvnode-headless", "kvnode") as made:
         made.start(*range(replicas))
         made.ready()
         assert made.members() == {f"kvnode-{n}": True for n in range(replicas)}
