@@ -54,7 +54,7 @@ from kvnode.config import Config, Loaded, SettingError
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
 from kvnode.disk.journal import ThreadJournal
-from kvnode.disk.rocks_engine import RocksEngineFactory
+from kvnode.disk.rocks_engine import RocksEngine, RocksEngineFactory
 from kvnode.disk.worker import ThreadWorker
 from kvnode.errors import (
     BadRequest,
@@ -243,6 +243,8 @@ class Agent:
                 refuse=refuse,
                 scheduler=loop,
                 worker=worker,
+                rows=lambda: replica.store.count(),
+                reclaim=lambda free: _engine_of(replica).reclaim(free),
             )
             # A restore swaps the engine, so the one to close is found out at the end. The worker may
             # still be reading a snapshot of it, so it ends first.
@@ -509,6 +511,12 @@ def _pid_file(name: str) -> Iterator[None]:
         with suppress(OSError):
             if path.read_text() == own:
                 path.unlink()
+
+
+def _engine_of(replica: Replica) -> RocksEngine:
+    engine = replica.store.engine
+    assert isinstance(engine, RocksEngine)
+    return engine
 
 
 def _trace(event: str, fields: dict[str, Any]) -> None:

@@ -4,9 +4,9 @@ A full disk stops a node: the log cannot grow, and the engine cannot even tidy u
 data are refused while there is still room for what must go on: votes, the log's own upkeep, the
 engine's flushes and compactions, deletes. Space that comes back ends the refusal by itself.
 
-What it does not do: force the engine to give deleted data's space back. Rewriting its tables needs
-room beside them, which is what is missing here; the engine does it piece by piece as deletes arrive,
-and at a restart.
+While writes are refused, deletes go on, and what they leave behind is given back at once if what is left fits
+beside it: rewriting the engine's tables needs room, which is what is missing here. Otherwise the engine does
+it piece by piece as deletes arrive, and at a restart.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ INTERVAL_S = 0.5
 _CLOSE_INTERVAL_S = 0.05
 _CLOSE = 4
 """Below so many reserves it looks more often: what is written between two looks must fit into one."""
+_RECLAIM_INTERVAL_S = 1.0
+"""Between two tries to get deleted data's space back."""
 _RESERVE_BYTES_MAX = 256 << 20
 _RESERVE_FRACTION = 4
 _BACK = 1.25
@@ -51,6 +53,8 @@ class SpaceWatch:
         refuse: Callable[[str], None],
         scheduler: Scheduler,
         worker: Worker,
+        rows: Callable[[], int],
+        reclaim: Callable[[int], None],
     ) -> None:
         """Watch nothing yet.
 
@@ -60,6 +64,8 @@ class SpaceWatch:
             refuse: Told why writes are refused from now on; an empty text: they are taken again.
             scheduler: When to look.
             worker: Where to look.
+            rows: How many keys there are: fewer than before means that something was deleted.
+            reclaim: Gives deleted rows' space back, on the worker; told how many bytes are free.
         """
         self._free_bytes = free_bytes
         self._reserve = reserve
@@ -67,6 +73,11 @@ class SpaceWatch:
         self._scheduler = scheduler
         self._worker = worker
         self._stopped = False
+        self._rows = rows
+        self._reclaim = reclaim
+        self._rows_then = 0
+        """How many there were when space was last asked back."""
+        self._tried_at = 0.0
         self.refusing = False
 
     def start(self) -> None:
@@ -91,8 +102,22 @@ class SpaceWatch:
             self.refusing = True
             text = f"the volume is nearly full, {self._reserve >> 10} KiB of it must stay free"
             _LOG.error("volume_nearly_full", free_bytes=free, reserve_bytes=self._reserve)
+            self._rows_then = self._rows()
             self._refuse(text)
         elif self.refusing and free > self._reserve * _BACK:
             self.refusing = False
             _LOG.info("volume_has_space_again", free_bytes=free)
             self._refuse("")
+        elif self.refusing:
+            self._make_room(free)
+
+    def _make_room(self, free: int) -> None:
+        now, rows = self._scheduler.time(), self._rows()
+        if rows >= self._rows_then or now - self._tried_at < _RECLAIM_INTERVAL_S:
+            return
+        self._rows_then, self._tried_at = rows, now
+        self._worker.submit(lambda: self._reclaim(free), self._reclaimed)
+
+    def _reclaimed(self, _: None, error: KvnodeError | None) -> None:
+        if error is not None:  # a disk that fails says so again at the next sync, with consequences
+            _LOG.warning("space_not_reclaimed", error=str(error))

@@ -21,8 +21,10 @@ class Loop:
     def __init__(self) -> None:
         self.later: list[tuple[float, Callable[..., object]]] = []
 
+    now = 100.0
+
     def time(self) -> float:
-        return 0.0
+        return self.now
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> object:
         raise AssertionError("not used")
@@ -43,6 +45,11 @@ class Volume:
 
     def __init__(self, free: int) -> None:
         self.free: int | KvnodeError = free
+        self.rows = 10
+        self.reclaimed: list[int] = []
+
+    def reclaim(self, free: int) -> None:
+        self.reclaimed.append(free)
 
     def ask(self) -> int:
         if isinstance(self.free, KvnodeError):
@@ -54,8 +61,9 @@ class Volume:
 def world() -> tuple[Loop, Volume, list[str], SpaceWatch]:
     loop, volume, said = Loop(), Volume(1000), list[str]()
     watch = SpaceWatch(
-        free_bytes=volume.ask, reserve=100, refuse=said.append, scheduler=loop, worker=loop
-    )
+        free_bytes=volume.ask, reserve=100, refuse=said.append, scheduler=loop, worker=loop,
+        rows=lambda: volume.rows, reclaim=volume.reclaim,
+    )  # fmt: skip
     watch.start()
     return loop, volume, said, watch
 
@@ -125,3 +133,28 @@ def test_the_reserve_is_a_quarter_of_a_small_volume_and_bounded_on_a_large_one(
     volume: int, reserve: int
 ) -> None:
     assert reserve_bytes(volume) == reserve
+
+
+def test_deletes_while_it_refuses_have_their_space_asked_back(
+    world: tuple[Loop, Volume, list[str], SpaceWatch],
+) -> None:
+    """Once for what was deleted, and not at every look."""
+    loop, volume, said, watch = world
+    volume.rows = 5
+    watch.start()
+    assert volume.reclaimed == [], "there is space"
+    volume.free = 50
+    watch.start()
+    assert said[-1]
+    watch.start()
+    assert volume.reclaimed == [], "nothing was deleted since"
+    volume.rows = 3
+    for _ in range(3):
+        watch.start()
+    assert volume.reclaimed == [50]
+    volume.rows = 2
+    watch.start()
+    assert volume.reclaimed == [50], "a moment ago"
+    loop.now += 2.0
+    watch.start()
+    assert volume.reclaimed == [50, 50]

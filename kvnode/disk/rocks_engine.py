@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -53,6 +53,9 @@ from kvnode.store.engine import Rows, Write
 
 WRITE_BUFFER_BYTES: Final = 16 * 1024 * 1024
 BLOCK_CACHE_BYTES: Final = 32 * 1024 * 1024
+RECLAIM_BYTES_MAX: Final = 128 * 1024 * 1024
+"""Tables beyond this are left to ordinary compaction."""
+RECLAIM_SPARE_BYTES: Final = 1024 * 1024
 WRITE_BUFFER_BYTES_MIN: Final = 64 * 1024
 """RocksDB raises anything lower to this."""
 
@@ -371,6 +374,34 @@ class RocksEngine:
             raise self._failed(error, "the state engine could not be synced") from error
         if failed:
             raise DiskFailed(f"the state engine counts {failed} failed background writes")
+
+    def reclaim(self, free: int) -> None:
+        """Give the space of deleted rows back, from any thread, where that cannot fill the volume.
+
+        The tables are rewritten beside the old ones, so all that is alive must fit into ``free`` bytes with
+        room to spare. What is alive is counted by looking at it, which bounds this to small volumes; on a
+        large one the part that a reserve is for is small, and compaction comes to it by itself.
+
+        Raises:
+            MustStop: The disk failed, or damage was met.
+        """
+        try:
+            if (
+                self._db.property_int_value("rocksdb.total-sst-files-size") or 0
+            ) > RECLAIM_BYTES_MAX:
+                return
+            with closing(self.scan(b"", None)) as rows:
+                alive = sum(len(key) + len(row) for key, row in rows)
+            if alive + alive // 4 + RECLAIM_SPARE_BYTES > free:
+                return
+            self._db.flush()
+            self._db.compact_range(None, None)
+        except DbClosedError:
+            return  # a restore has just put another engine in this one's place
+        except MustStop:
+            raise
+        except Exception as error:
+            raise self._failed(error, "the state engine could not be compacted") from error
 
     def snapshot(self) -> RocksSnapshot:
         """Open a consistent view of this moment."""

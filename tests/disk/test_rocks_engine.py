@@ -503,3 +503,28 @@ def test_a_small_engine_starts_on_a_tiny_volume(tmp_path: Path) -> None:
     used = sum(file.stat().st_blocks * 512 for file in (tmp_path / "state").rglob("*"))
     assert used < 700_000, used
     engine.close()
+
+
+def table_bytes(path: Path) -> int:
+    return sum(table.stat().st_size for table in path.rglob("*.sst"))
+
+
+def test_space_of_deleted_rows_comes_back_when_it_is_asked_for(tmp_path: Path) -> None:
+    """RC-70: a volume that was nearly full must recover by itself once somebody deletes."""
+    factory = RocksEngineFactory(tmp_path, RocksSettings(write_buffer_bytes=1 << 20))
+    engine = factory.open_current()
+    keys = [b"k%04d" % number for number in range(200)]
+    for key in keys:
+        engine.write([(key, os.urandom(50_000))])
+    engine.reclaim(100 << 20)
+    full = table_bytes(tmp_path)
+    assert full > 9_000_000
+    engine.write([(key, None) for key in keys[20:]])
+    engine.reclaim(1 << 20)
+    assert table_bytes(tmp_path) >= full, "what is left does not fit beside it"
+    engine.reclaim(5 << 20)
+    assert table_bytes(tmp_path) < 2_000_000
+    assert engine.get(keys[0]) is not None
+    assert engine.get(keys[-1]) is None
+    engine.close()
+    engine.reclaim(5 << 20)  # a restore has put another one in its place
