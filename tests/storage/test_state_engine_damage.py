@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections import Counter
+from collections import Counter, deque
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,8 @@ def judge(directory: Path, what: str) -> str:
         opened = True
         store = Store(engine)
         store.list(b"")
+        with closing(engine.scan(b"", None)) as rows:
+            deque(rows, maxlen=0)  # damage in what no list reads is met here
         problems = check(store)
         verdict = "whole" if store.applied_index == BATCHES else "older and whole"
     except CorruptLog as error:
