@@ -12,13 +12,12 @@ from collections.abc import Callable
 from typing import Final
 
 from kvnode.replica.deadlines import Deadlines
+from kvnode.replica.office_clock import OfficeClock
 from kvnode.store.commands import Command
 from kvnode.store.registry_commands import Deregister, Register, UpdateCheck
 from kvnode.store.registry_records import CRITICAL, Check, fold
 from kvnode.store.store import Store
 
-STEP_MAX_S: Final = 1.0
-"""So much of one step between two looks is counted; what is longer was a pause of this process."""
 RETRY_S: Final = 1.0
 NEWS_S: Final = 0.1
 """Pause before a check is looked at again of which there is news in the log."""
@@ -50,14 +49,13 @@ class CheckTimers:
         """Index of the newest entry that this leader has appended about a check; nothing expires before
         that is applied."""
         self._in_office = False
-        self._clock = 0.0
-        self._looked_at = 0.0
+        self._clock = OfficeClock()
 
     def begin(self, now: float) -> None:
         """This node leads from now on: every check gets its time in full."""
         self.stop()
         self._in_office = True
-        self._looked_at = now
+        self._clock.resume(now)
         self._learn()
 
     def stop(self) -> None:
@@ -77,7 +75,7 @@ class CheckTimers:
         if not self._in_office:
             return
         # Up to now: else the time since the last look would be taken from what a report has just won.
-        self._look(self._time())
+        self._clock.advance(self._time())
         if check is None:
             self._ttl.clear()
             self._critical.clear()
@@ -92,10 +90,10 @@ class CheckTimers:
             self._ttl.drop(key)
             self._news.pop(key, None)
         elif written or key not in self._ttl:
-            self._ttl.set(key, self._clock + definition.ttl_ns / 1e9)
+            self._ttl.set(key, self._clock.now + definition.ttl_ns / 1e9)
         if check.is_local and definition.deregister_ns and check.status == CRITICAL:
             if key not in self._critical:
-                self._critical.set(key, self._clock + _patience_s(check))
+                self._critical.set(key, self._clock.now + _patience_s(check))
         else:
             self._critical.drop(key)
 
@@ -114,26 +112,22 @@ class CheckTimers:
 
     def run(self, now: float) -> None:
         """Go on to ``now``, and propose what is due; called often while in office."""
-        self._look(now)
-        for key in self._ttl.take_due(self._clock, ENDS_AT_ONCE):
+        self._clock.advance(now)
+        for key in self._ttl.take_due(self._clock.now, ENDS_AT_ONCE):
             if self._news.get(key, 0) > self._store.applied_index:
                 # Its time begins anew when that is applied, if it is a report or a registration indeed.
-                self._ttl.set(key, self._clock + NEWS_S)
+                self._ttl.set(key, self._clock.now + NEWS_S)
                 continue
             self._news.pop(key, None)
             check = self._find(key)
             if check is not None:
                 output = _expired_output(check.output)
                 self._end(self._ttl, key, _update(check, CRITICAL, output))
-        for key in self._critical.take_due(self._clock, ENDS_AT_ONCE):
+        for key in self._critical.take_due(self._clock.now, ENDS_AT_ONCE):
             check = self._find(key)
             if check is not None and check.service_id:
                 command = Deregister(check.node, check.service_id, if_critical=check.check_id)
                 self._end(self._critical, key, command)
-
-    def _look(self, now: float) -> None:
-        self._clock += min(max(0.0, now - self._looked_at), STEP_MAX_S)
-        self._looked_at = now
 
     def _find(self, key: bytes) -> Check | None:
         node, _, check_id = key.decode("utf-8", "surrogateescape").partition("\0")
@@ -142,7 +136,7 @@ class CheckTimers:
     def _end(self, deadlines: Deadlines, key: bytes, command: Command) -> None:
         def done(took_effect: bool) -> None:
             if not took_effect and self._in_office and self._find(key) is not None:
-                deadlines.set(key, self._clock + RETRY_S)
+                deadlines.set(key, self._clock.now + RETRY_S)
 
         self._propose(command, done)
 

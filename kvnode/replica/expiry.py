@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Term
 from kvnode.replica.codec import encode
+from kvnode.replica.office_clock import OfficeClock
 from kvnode.store.commands import Result
 from kvnode.store.own_commands import KvExpire
 from kvnode.store.store import Store
@@ -25,8 +26,6 @@ from kvnode.store.store import Store
 if TYPE_CHECKING:
     from kvnode.replica.replica import Replica
 
-STEP_MAX_S: Final = 1.0
-"""So much of one step between two looks is counted; what is longer was a pause of this process."""
 RETRY_S: Final = 1.0
 """Pause before a deletion is proposed again."""
 WALK_AT_ONCE: Final = 500
@@ -61,8 +60,7 @@ class KeyTimers:
         """Deadlines as they once were: when one comes up, the table says whether it still holds."""
         self._walked: bytes | None = None
         """Up to which key the store's keys were looked at; None: all were."""
-        self._clock = 0.0
-        self._looked_at = 0.0
+        self._clock = OfficeClock()
 
     @property
     def count(self) -> int:
@@ -72,7 +70,7 @@ class KeyTimers:
     def begin(self, now: float) -> None:
         """This node leads from now on: every key gets its time in full."""
         self.stop()
-        self._looked_at = now
+        self._clock.resume(now)
         self._walked = b""
 
     def stop(self) -> None:
@@ -81,14 +79,10 @@ class KeyTimers:
         self._heap.clear()
         self._walked = None
 
-    def _advance(self, now: float) -> None:
-        self._clock += min(max(0.0, now - self._looked_at), STEP_MAX_S)
-        self._looked_at = now
-
     def began(self, key: bytes, since: int, ttl_ns: int, now: float) -> None:
         """The store was told the time of a key just now."""
-        self._advance(now)
-        self._set(key, since, self._clock + ttl_ns / 1e9)
+        self._clock.advance(now)
+        self._set(key, since, self._clock.now + ttl_ns / 1e9)
 
     def _set(self, key: bytes, since: int, due: float) -> None:
         known = self._deadlines.get(key)
@@ -114,16 +108,16 @@ class KeyTimers:
         """The deletions that were proposed may not come about: propose them again."""
         for key, since in keys:
             if self._deadlines.get(key) == (math.inf, since):
-                self._set(key, since, self._clock + RETRY_S)
+                self._set(key, since, self._clock.now + RETRY_S)
 
     def run(self, now: float) -> None:
         """Go on to ``now``, and propose the deletions that are due; called with every tick in office."""
-        self._advance(now)
+        self._clock.advance(now)
         if self._walked is not None:
             self._walk(self._walked)
         due: list[Timed] = []
         for _ in range(EXPIRE_AT_ONCE):
-            if not self._heap or self._heap[0][0] > self._clock:
+            if not self._heap or self._heap[0][0] > self._clock.now:
                 break
             deadline, key = heapq.heappop(self._heap)
             known = self._deadlines.get(key)
@@ -141,7 +135,7 @@ class KeyTimers:
         page = self._store.ttls(after=after, limit=WALK_AT_ONCE)
         for key, since, ttl_ns in page:
             if key not in self._deadlines:
-                self._set(key, since, self._clock + ttl_ns / 1e9)
+                self._set(key, since, self._clock.now + ttl_ns / 1e9)
         self._walked = page[-1][0] if len(page) == WALK_AT_ONCE else None
 
 

@@ -24,6 +24,7 @@ from kvnode.addresses import parse_address
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Index, Member
 from kvnode.replica.check_timers import CheckTimers
+from kvnode.replica.office_clock import OfficeClock
 from kvnode.store.commands import Command, Result
 from kvnode.store.registry_commands import Deregister, Register
 from kvnode.store.registry_reads import Registry
@@ -37,8 +38,6 @@ SERVICE: Final = "consul"
 """What clients look for: the service that every server offers."""
 RECOVERY_S: Final = 1.0
 """For so long a member must have been heard without a break before it is healthy again."""
-STEP_MAX_S: Final = 1.0
-"""So much of one step between two looks is counted; what is longer was a pause of this process."""
 SWEEP_ROUNDS: Final = 240
 """Every so many rounds (a minute), and after each change of membership, the whole catalog is searched for
 members that have left."""
@@ -71,7 +70,8 @@ class Registrar:
         self._contacts: dict[str, _Contact] = {}
         self._pending: set[str] = set()
         """Names of nodes about which something is proposed and not decided yet."""
-        self._looked_at = 0.0
+        self._clock = OfficeClock()
+        """Of what it has heard of the members."""
         self._rounds = 0
         replica.store.on_registry = self._on_registry
         replica.store.on_check = self._on_check
@@ -98,9 +98,10 @@ class Registrar:
         if office is None:
             self.timers.stop()
             return
-        self._looked_at = replica.scheduler.time()
+        now = replica.scheduler.time()
+        self._clock.resume(now)
         self._rounds = 0
-        self.timers.begin(self._looked_at)
+        self.timers.begin(now)
         if not replica.raft.is_transferring:
             self._introduce()
 
@@ -125,8 +126,7 @@ class Registrar:
         replica = self._replica
         if self._office is None or not replica.raft.has_term_commit:
             return
-        step_s = min(max(0.0, now - self._looked_at), STEP_MAX_S)
-        self._looked_at = now
+        step_s = self._clock.advance(now)
         registry, named = replica.store.registry(), self._members()
         self._contacts = {name: self._contacts.get(name, _Contact()) for name in named}
         reachable = replica.raft.reachable()

@@ -15,14 +15,13 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from kvnode.replica.office_clock import OfficeClock
 from kvnode.store.records import Session
 from kvnode.store.store import Store
 
 NODE_CHECK: Final = "serfHealth"
 """The check of a session that ties it to its node's membership."""
 FACTOR: Final = 2
-STEP_MAX_S: Final = 1.0
-"""So much of one step between two looks is counted; what is longer was a pause of this process."""
 RETRY_S: Final = 1.0
 """Pause before the end of a session is proposed again."""
 WALK_AT_ONCE: Final = 200
@@ -57,13 +56,12 @@ class SessionTimers:
         """Deadlines as they once were: when one comes up, the table says whether it still holds."""
         self._walked: str | None = None
         """Up to which id the store's sessions were looked at; None: all were."""
-        self._clock = 0.0
-        self._looked_at = 0.0
+        self._clock = OfficeClock()
 
     def begin(self, now: float) -> None:
         """This node leads from now on: every session gets its time in full."""
         self.stop()
-        self._looked_at = now
+        self._clock.resume(now)
         self._walked = ""
 
     def stop(self) -> None:
@@ -85,8 +83,8 @@ class SessionTimers:
     def _due(self, session: Session) -> float | None:
         """Return when a session that is alive now has to end; None: it does not have to."""
         if self._is_orphan(session):
-            return self._clock
-        return self._clock + FACTOR * session.ttl_ns / 1e9 if session.ttl_ns else None
+            return self._clock.now
+        return self._clock.now + FACTOR * session.ttl_ns / 1e9 if session.ttl_ns else None
 
     def _is_orphan(self, session: Session) -> bool:
         return NODE_CHECK in session.node_checks and not self._is_member(session.node)
@@ -105,7 +103,7 @@ class SessionTimers:
     def failed(self, session_id: str) -> None:
         """The end that was proposed did not come about: propose it again."""
         if self._deadlines.get(session_id) == math.inf:
-            self._set(session_id, self._clock + RETRY_S)
+            self._set(session_id, self._clock.now + RETRY_S)
 
     def renew(self, session_id: str) -> Session | None:
         """Restart a session's clock. None: there is none, or its end is under way.
@@ -130,11 +128,8 @@ class SessionTimers:
         heapq.heappush(self._heap, (deadline, session_id))
 
     def advance(self, now: float) -> None:
-        """Go on to ``now``: before a time begins to count, too, since it would end too early if it began
-        at the last look, which was long ago if this process stood still.
-        """
-        self._clock += min(max(0.0, now - self._looked_at), STEP_MAX_S)
-        self._looked_at = now
+        """Go on to ``now``; call it before ``began`` and ``renew``, too."""
+        self._clock.advance(now)
 
     def run(self, now: float) -> None:
         """Go on to ``now``, and propose the ends that are due; called with every tick in office."""
@@ -142,7 +137,7 @@ class SessionTimers:
         if self._walked is not None:
             self._walk(self._walked)
         for _ in range(ENDS_AT_ONCE):
-            if not self._heap or self._heap[0][0] > self._clock:
+            if not self._heap or self._heap[0][0] > self._clock.now:
                 return
             deadline, session_id = heapq.heappop(self._heap)
             known = self._deadlines.get(session_id)

@@ -24,7 +24,7 @@ def _goes_on(self: KeyTimers, _now: float) -> None:
 def _begins_at_the_last_tick(
     self: KeyTimers, key: bytes, since: int, ttl_ns: int, _now: float
 ) -> None:
-    self._set(key, since, self._clock + ttl_ns / 1e9)
+    self._set(key, since, self._clock.now + ttl_ns / 1e9)
 
 
 def _forgets_the_renewal(self: KeyTimers, key: bytes, since: int, due: float) -> None:

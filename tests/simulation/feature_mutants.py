@@ -29,7 +29,7 @@ _real_begin = SessionTimers.begin
 def _goes_on(timers: SessionTimers, now: float) -> None:
     """A new leader goes on with the clocks of its last office (RC-61)."""
     if timers._deadlines:
-        timers._looked_at = now
+        timers._clock.resume(now)
         timers._walked = ""
     else:
         _real_begin(timers, now)

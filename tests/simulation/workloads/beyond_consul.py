@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import NodeId
-from kvnode.replica.expiry import STEP_MAX_S, Timed
+from kvnode.replica.expiry import Timed
 from kvnode.replica.facade import Consistency
+from kvnode.replica.office_clock import STEP_MAX_S
 from kvnode.store.commands import Command, KvDelete, KvSet, Result, Txn, TxnOp, Value, Verb
 from kvnode.store.own_commands import KvAdd, KvCopy, KvExpire, KvPut, Once, ReapOnce
 from kvnode.store.store import Store

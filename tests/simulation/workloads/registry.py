@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvnode.errors import KvnodeError
-from kvnode.replica.check_timers import EXPIRED, STEP_MAX_S
+from kvnode.replica.check_timers import EXPIRED
+from kvnode.replica.office_clock import STEP_MAX_S
 from kvnode.store.commands import Command, Result, SessionCreate, SessionDestroy, Value
 from kvnode.store.records import RELEASE
 from kvnode.store.registry_commands import Deregister, Register, UpdateCheck

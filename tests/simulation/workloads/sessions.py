@@ -21,8 +21,9 @@ from typing import Any
 from kvnode.errors import KvnodeError
 from kvnode.ports import Done
 from kvnode.raft.types import NodeId
+from kvnode.replica.office_clock import STEP_MAX_S
 from kvnode.replica.replica import Replica
-from kvnode.replica.session_timers import FACTOR, NODE_CHECK, STEP_MAX_S
+from kvnode.replica.session_timers import FACTOR, NODE_CHECK
 from kvnode.store.commands import (
     Command,
     KvLock,
