@@ -18,7 +18,8 @@ import msgpack
 from kvnode.archive import state as records
 from kvnode.archive.state import Fields, Reader, Record, number, raw_bytes, text
 from kvnode.errors import BadArchive, BadRequest
-from kvnode.store.commands import INT64_MAX, SessionCreate, check_command
+from kvnode.store.commands import SessionCreate, check_command
+from kvnode.store.fields import INT64_MAX
 from kvnode.store.records import (
     DELAYS,
     DELETE,

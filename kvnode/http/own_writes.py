@@ -19,7 +19,8 @@ from kvnode.http.golang import (
 )
 from kvnode.http.messages import Response, own_text, text
 from kvnode.http.session_ids import canonical
-from kvnode.store.own_commands import INT64_MIN, KvAdd, KvCopy, KvPut, Mode, Why
+from kvnode.store.fields import INT64_MIN
+from kvnode.store.own_commands import KvAdd, KvCopy, KvPut, Mode, Why
 from kvnode.store.paging import Page
 
 if TYPE_CHECKING:

@@ -19,6 +19,14 @@ from kvnode.store.control_commands import (
     is_sound_autopilot,
     is_sound_event,
 )
+from kvnode.store.fields import (
+    INT64_MAX,
+    is_bool,
+    is_bytes,
+    is_int63,
+    is_text,
+    is_uint64,
+)
 from kvnode.store.own_commands import (
     OWN_KINDS,
     KvAdd,
@@ -381,8 +389,6 @@ _ADDING_VERBS: Final = frozenset({Verb.SET, Verb.CAS, Verb.LOCK})
 
 CHECKS_MAX: Final = 0xFFFF
 """Of each kind that a session may name: what its record can count."""
-UINT64_MAX = (1 << 64) - 1
-INT64_MAX = (1 << 63) - 1
 
 
 def check_command(command: object) -> None:
@@ -396,34 +402,34 @@ def check_command(command: object) -> None:
     """
     match command:
         case KvSet(key, value, flags, cas):
-            sound = _is_bytes(key) and _is_bytes(value) and _is_uint64(flags)
-            sound = sound and (cas is None or _is_uint64(cas))
+            sound = is_bytes(key) and is_bytes(value) and is_uint64(flags)
+            sound = sound and (cas is None or is_uint64(cas))
         case KvDelete(key, cas):
-            sound = _is_bytes(key) and (cas is None or _is_uint64(cas))
+            sound = is_bytes(key) and (cas is None or is_uint64(cas))
         case KvDeleteTree(prefix):
-            sound = _is_bytes(prefix)
+            sound = is_bytes(prefix)
         case ReapGraves(upto) | ReapLockDelays(upto):
-            sound = _is_uint64(upto)
+            sound = is_uint64(upto)
         case TrimHistory(upto, recording, bytes_max):
-            sound = _is_uint64(upto) and _is_bool(recording) and _is_int63(bytes_max)
+            sound = is_uint64(upto) and is_bool(recording) and is_int63(bytes_max)
         case KvLock(key, value, session, flags, as_of):
-            sound = _is_bytes(key) and _is_bytes(value) and _is_text(session)
-            sound = sound and _is_uint64(flags) and _is_uint64(as_of)
+            sound = is_bytes(key) and is_bytes(value) and is_text(session)
+            sound = sound and is_uint64(flags) and is_uint64(as_of)
         case KvUnlock(key, value, session, flags):
-            sound = _is_bytes(key) and _is_bytes(value) and _is_text(session) and _is_uint64(flags)
+            sound = is_bytes(key) and is_bytes(value) and is_text(session) and is_uint64(flags)
         case SessionCreate():
             sound = _is_sound_session(command)
         case SessionDestroy(session_id):
             sound = is_session_id(session_id)
         case RestorePiece(restore_id, number, data):
-            sound = is_session_id(restore_id) and _is_uint64(number) and _is_bytes(data)
+            sound = is_session_id(restore_id) and is_uint64(number) and is_bytes(data)
         case RestoreFinish(restore_id, pieces):
-            sound = is_session_id(restore_id) and _is_uint64(pieces)
+            sound = is_session_id(restore_id) and is_uint64(pieces)
         case RestoreDrop(restore_id):
             sound = is_session_id(restore_id)
         case Txn(ops, read_bytes_max, as_of):
             sound = type(ops) is tuple and all(map(_is_sound_operation, ops))
-            sound = sound and _is_uint64(read_bytes_max) and _is_uint64(as_of)
+            sound = sound and is_uint64(read_bytes_max) and is_uint64(as_of)
         case AutopilotSet():
             sound = is_sound_autopilot(command)
         case EventFire():
@@ -440,33 +446,6 @@ def check_command(command: object) -> None:
         raise BadRequest(f"no node could apply {command!r:.200}")
 
 
-def _is_bytes(value: object) -> bool:
-    return type(value) is bytes
-
-
-def _is_bool(value: object) -> bool:
-    return type(value) is bool
-
-
-def _is_int63(value: object) -> bool:
-    return type(value) is int and 0 <= value <= INT64_MAX
-
-
-def _is_uint64(value: object) -> bool:
-    return type(value) is int and 0 <= value <= UINT64_MAX
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is text that can be written as UTF-8."""
-    if type(value) is not str:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def is_session_id(value: object) -> bool:
     """Whether it could be the id of a session: 36 ASCII characters."""
     return type(value) is str and len(value) == SESSION_ID_CHARACTERS and value.isascii()
@@ -476,7 +455,7 @@ def _is_sound_session(command: Any) -> bool:
     checks, service_checks = command.node_checks, command.service_checks
     return (
         is_session_id(command.session_id)
-        and all(map(_is_text, (command.name, command.node, command.ttl)))
+        and all(map(is_text, (command.name, command.node, command.ttl)))
         and type(command.lock_delay_ns) is int
         and -INT64_MAX <= command.lock_delay_ns <= INT64_MAX
         and type(command.ttl_ns) is int
@@ -486,11 +465,11 @@ def _is_sound_session(command: Any) -> bool:
         and command.behavior in (RELEASE, DELETE)
         and type(checks) is tuple
         and len(checks) <= CHECKS_MAX
-        and all(map(_is_text, checks))
+        and all(map(is_text, checks))
         and type(service_checks) is tuple
         and len(service_checks) <= CHECKS_MAX
         and all(
-            type(pair) is tuple and len(pair) == 2 and all(map(_is_text, pair))
+            type(pair) is tuple and len(pair) == 2 and all(map(is_text, pair))
             for pair in service_checks
         )
     )
@@ -503,11 +482,11 @@ def _is_sound_operation(op: object) -> bool:
     return (
         type(verb) in (int, Verb)
         and verb in _PROPOSABLE_VERBS
-        and _is_bytes(key)
-        and _is_bytes(value)
-        and _is_uint64(flags)
-        and _is_uint64(index)
-        and _is_text(session)
+        and is_bytes(key)
+        and is_bytes(value)
+        and is_uint64(flags)
+        and is_uint64(index)
+        and is_text(session)
     )
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from kvnode.store.fields import INT64_MAX, is_text, is_uint64
+
 EVENTS_KEPT: Final = 256
 """The newest events; an older one is forgotten when another comes (spec §12). Never to be changed:
 it decides what an entry does."""
-UINT64_MAX: Final = (1 << 64) - 1
-INT64_MAX: Final = (1 << 63) - 1
 
 
 class AutopilotSet(NamedTuple):
@@ -61,9 +61,9 @@ def is_sound_autopilot(command: Any) -> bool:
         type(command.cleanup_dead_servers) is bool
         and type(command.disable_upgrade_migration) is bool
         and all(type(value) is int and -INT64_MAX <= value <= INT64_MAX for value in durations)
-        and all(type(value) is int and 0 <= value <= UINT64_MAX for value in numbers)
-        and all(map(_is_text, (command.redundancy_zone_tag, command.upgrade_version_tag)))
-        and (command.cas is None or (type(command.cas) is int and 0 <= command.cas <= UINT64_MAX))
+        and all(map(is_uint64, numbers))
+        and all(map(is_text, (command.redundancy_zone_tag, command.upgrade_version_tag)))
+        and (command.cas is None or is_uint64(command.cas))
     )
 
 
@@ -74,17 +74,7 @@ def is_sound_event(command: Any) -> bool:
         type(event_id) is str
         and len(event_id) == 36
         and event_id.isascii()
-        and _is_text(name)
+        and is_text(name)
         and type(payload) is bytes
-        and all(map(_is_text, filters))
+        and all(map(is_text, filters))
     )
-
-
-def _is_text(value: object) -> bool:
-    if type(value) is not str:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -10,11 +10,10 @@ from contextlib import closing
 from typing import Final, NamedTuple
 
 from kvnode.store.commands import Result
+from kvnode.store.fields import INT64_MAX, INT64_MIN
 from kvnode.store.kv import KEEP_TTL, drop_key, put_pair
 from kvnode.store.locks import take_lock
 from kvnode.store.own_commands import (
-    INT64_MAX,
-    INT64_MIN,
     KvAdd,
     KvCopy,
     KvExpire,

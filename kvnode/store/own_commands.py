@@ -5,12 +5,18 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from kvnode.store.fields import (
+    INT64_MAX,
+    INT64_MIN,
+    is_bool,
+    is_bytes,
+    is_int63,
+    is_uint64,
+)
+
 if TYPE_CHECKING:
     from kvnode.store.commands import Command
 
-UINT64_MAX: Final = (1 << 64) - 1
-INT64_MAX: Final = (1 << 63) - 1
-INT64_MIN: Final = -(1 << 63)
 FINGERPRINT_BYTES: Final = 16
 ONCE_KEY_BYTES_MAX: Final = 255
 EXPIRE_AT_ONCE_MAX: Final = 1024
@@ -176,65 +182,49 @@ def is_sound(command: object) -> bool:
         case KvPut():
             return _is_sound_put(command)
         case KvAdd(key, delta, cas, ttl_ns):
-            sound = _is_bytes(key) and _is_cas(cas) and _is_ttl(ttl_ns)
+            sound = is_bytes(key) and _is_cas(cas) and is_int63(ttl_ns)
             return sound and type(delta) is int and INT64_MIN <= delta <= INT64_MAX
         case KvExpire(keys):
             sound = type(keys) is tuple and len(keys) <= EXPIRE_AT_ONCE_MAX
             return sound and all(map(_is_timed_key, keys))
         case KvCopy(source, target, tree, move, overwrite, cas, keys_max, bytes_max, key_max):
-            sound = _is_bytes(source) and _is_bytes(target) and _is_cas(cas)
-            sound = sound and all(map(_is_bool, (tree, move, overwrite)))
-            return sound and all(map(_is_uint, (keys_max, bytes_max, key_max)))
+            sound = is_bytes(source) and is_bytes(target) and _is_cas(cas)
+            sound = sound and all(map(is_bool, (tree, move, overwrite)))
+            return sound and all(map(is_uint64, (keys_max, bytes_max, key_max)))
         case Once(key, fingerprint, keys_max, result_bytes_max, _):
-            sound = _is_bytes(key) and 0 < len(key) <= ONCE_KEY_BYTES_MAX
-            sound = sound and _is_bytes(fingerprint) and len(fingerprint) == FINGERPRINT_BYTES
-            return sound and _is_uint(keys_max) and keys_max > 0 and _is_uint(result_bytes_max)
+            sound = is_bytes(key) and 0 < len(key) <= ONCE_KEY_BYTES_MAX
+            sound = sound and is_bytes(fingerprint) and len(fingerprint) == FINGERPRINT_BYTES
+            return sound and is_uint64(keys_max) and keys_max > 0 and is_uint64(result_bytes_max)
         case ReapOnce(upto):
-            return _is_uint(upto)
+            return is_uint64(upto)
         case _:
             return False
 
 
 def _is_sound_put(put: KvPut) -> bool:
     return (
-        _is_bytes(put.key)
-        and _is_bytes(put.value)
-        and _is_uint(put.flags)
+        is_bytes(put.key)
+        and is_bytes(put.value)
+        and is_uint64(put.flags)
         and _is_cas(put.cas)
         and _is_ascii(put.session)
         and type(put.mode) in (int, Mode)
         and put.mode in _MODES
-        and _is_bool(put.keep)
-        and _is_ttl(put.ttl_ns)
-        and _is_uint(put.as_of)
+        and is_bool(put.keep)
+        and is_int63(put.ttl_ns)
+        and is_uint64(put.as_of)
     )
 
 
 def _is_timed_key(pair: object) -> bool:
     if not isinstance(pair, tuple) or len(pair) != 2:
         return False
-    return _is_bytes(pair[0]) and _is_uint(pair[1])
-
-
-def _is_bytes(value: object) -> bool:
-    return type(value) is bytes
-
-
-def _is_uint(value: object) -> bool:
-    return type(value) is int and 0 <= value <= UINT64_MAX
+    return is_bytes(pair[0]) and is_uint64(pair[1])
 
 
 def _is_ascii(value: object) -> bool:
     return isinstance(value, str) and value.isascii()
 
 
-def _is_bool(value: object) -> bool:
-    return type(value) is bool
-
-
 def _is_cas(value: object) -> bool:
-    return value is None or _is_uint(value)
-
-
-def _is_ttl(value: object) -> bool:
-    return type(value) is int and 0 <= value <= INT64_MAX
+    return value is None or is_uint64(value)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from kvnode.store.fields import INT64_MAX, is_bool, is_text
 from kvnode.store.registry_records import Check, CheckDefinition, Node, Service, is_name
 
-INT64_MAX: Final = (1 << 63) - 1
 CHECKS_AT_ONCE_MAX: Final = 1024
 """Checks in one registration."""
 
@@ -91,7 +91,7 @@ def is_sound_registration(command: Any) -> bool:
             flags = (skip, keep, replace, forced)
             return (
                 _is_full(node)
-                and all(map(_is_flag, flags))
+                and all(map(is_bool, flags))
                 and (record is None or _is_node(record))
                 and (service is None or _is_service(service))
                 and _is_tuple(checks)
@@ -102,7 +102,7 @@ def is_sound_registration(command: Any) -> bool:
             return (
                 _is_full(node)
                 and all(map(is_name, (service_id, check_id, if_critical)))
-                and _is_flag(keeps_unbound)
+                and is_bool(keeps_unbound)
             )
         case UpdateCheck(node, check_id, kind, status, output):
             return _is_full(node) and _is_full(check_id) and _are_texts((kind, status, output))
@@ -114,18 +114,8 @@ def _is_full(value: object) -> bool:
     return bool(value) and is_name(value)
 
 
-def _is_text(value: object) -> bool:
-    if type(value) is not str:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _are_texts(values: object) -> bool:
-    return type(values) is tuple and all(map(_is_text, values))
+    return type(values) is tuple and all(map(is_text, values))
 
 
 def _are_pairs(values: object) -> bool:
@@ -138,10 +128,6 @@ def _is_tuple(value: object) -> bool:
 
 def _has_size(value: object, size: int) -> bool:
     return type(value) is tuple and len(value) == size
-
-
-def _is_flag(value: object) -> bool:
-    return type(value) is bool
 
 
 def _is_number(value: object) -> bool:
@@ -165,7 +151,7 @@ def _is_service(service: Any) -> bool:
         type(service) is Service
         and all(map(_is_full, (service.node, service.service_id, service.name)))
         and _are_texts(service.tags)
-        and _is_text(service.address)
+        and is_text(service.address)
         and _is_tuple(service.tagged_addresses)
         and all(
             _has_size(item, 3) and _are_texts(item[:2]) and _is_number(item[2])
@@ -174,7 +160,7 @@ def _is_service(service: Any) -> bool:
         and _are_pairs(service.meta)
         and _has_size(service.weights, 2)
         and all(map(_is_number, (service.port, *service.weights)))
-        and _is_flag(service.enable_tag_override)
+        and is_bool(service.enable_tag_override)
         and _is_number(service.create_index)
         and _is_number(service.modify_index)
     )
@@ -192,7 +178,7 @@ def _is_check(check: Any) -> bool:
         and _are_texts(texts)
         and _are_texts(check.service_tags)
         and _is_definition(check.definition)
-        and _is_flag(check.is_local)
+        and is_bool(check.is_local)
         and _is_number(check.create_index)
         and _is_number(check.modify_index)
     )
@@ -205,7 +191,7 @@ def _is_definition(definition: Any) -> bool:
     return (
         _are_texts((http, method, body, tcp))
         and _is_tuple(header)
-        and all(_has_size(item, 2) and _is_text(item[0]) and _are_texts(item[1]) for item in header)
-        and _is_flag(skip)
+        and all(_has_size(item, 2) and is_text(item[0]) and _are_texts(item[1]) for item in header)
+        and is_bool(skip)
         and all(type(number) is int and 0 <= number <= INT64_MAX for number in numbers)
     )

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from kvnode.errors import CorruptLog
+from kvnode.store.fields import is_text
 from kvnode.store.packing import pack, unpack
 from kvnode.store.records import (
     BOUND,
@@ -131,13 +132,7 @@ def fold(*names: str) -> bytes:
 
 def is_name(value: object) -> bool:
     """Whether something can be a name in a raw key: text without NUL that UTF-8 can write."""
-    if type(value) is not str or "\0" in value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return is_text(value) and "\0" not in value
 
 
 def node_key(node: str) -> bytes:
