@@ -14,6 +14,7 @@ from kvnode.errors import BadRequest, KvnodeError
 from kvnode.http import errors
 from kvnode.http.agent_lists import FALSE, TRUE
 from kvnode.http.blocking import Query
+from kvnode.http.completion import given
 from kvnode.http.filters import Filter, parse_filter
 from kvnode.http.kv import read_head
 from kvnode.http.messages import JSON_TYPE, Response, dump_json, json_answer, prettify, text
@@ -342,10 +343,8 @@ def _read_done(
     """Answer a read: the store may be read right now, and only now."""
     options = read.options
     try:
-        if view is None:
-            assert error is not None
-            raise error  # noqa: TRY301  # one place turns errors into answers
-        if options.max_stale_ms and view.last_contact_ms > options.max_stale_ms:
+        view = given(view, error)
+        if options.is_too_stale(view):
             start(read._replace(options=options.fresh()), backend, respond)
             return
         registry = backend.replica.store.registry()

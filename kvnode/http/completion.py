@@ -1,4 +1,4 @@
-"""From a completion call-back to an awaitable, for the routes that are not hot."""
+"""What a completion call-back was given; and from one to an awaitable, for the routes that are not hot."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from kvnode.store.store import Store
 
 T = TypeVar("T")
+
+
+def given(value: T | None, error: KvnodeError | None) -> T:
+    """Return what a completion was called with, inside the place that turns errors into answers.
+
+    Raises:
+        KvnodeError: What it was called with instead.
+    """
+    if value is None:
+        assert error is not None
+        raise error
+    return value
 
 
 async def wait_for(ask: Callable[[Done[T]], None]) -> T:

@@ -19,6 +19,7 @@ import re2
 
 from kvnode.http import errors
 from kvnode.http.blocking import Query
+from kvnode.http.completion import given
 from kvnode.http.kv import read_head
 from kvnode.http.messages import JSON_TYPE, Response, dump_json, json_answer, prettify, text
 from kvnode.http.query import Options, parse_options
@@ -167,9 +168,7 @@ def _listed(
 ) -> None:
     options = operation.options
     try:
-        if view is None:
-            assert error is not None
-            raise error  # noqa: TRY301  # one place turns errors into answers
+        view = given(view, error)
         events = _chosen(operation, backend.replica.store)
         body = dump_json([_document(event[:6], event.fired_at) for event in events])
         head = read_head(_index(events), view, options) + JSON_TYPE

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvnode.errors import KvnodeError
 from kvnode.http import errors, history, own_writes
 from kvnode.http.blocking import Query
+from kvnode.http.completion import given
 from kvnode.http.entries import entry_json, timed_entry_json
 from kvnode.http.golang import encode_query, format_duration, parse_uint, quote
 from kvnode.http.lists import Wanted
@@ -338,10 +339,8 @@ def _read_done(
     """Answer a read: the store may be read right now, and only now."""
     options = operation.options
     try:
-        if view is None:
-            assert error is not None
-            raise error  # noqa: TRY301  # one place turns errors into answers
-        if options.max_stale_ms and view.last_contact_ms > options.max_stale_ms:
+        view = given(view, error)
+        if options.is_too_stale(view):
             # Too old: the leader answers instead, as if staleness had not been allowed.
             start(operation._replace(options=options.fresh()), backend, respond)
             return

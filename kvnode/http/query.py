@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvnode.http.golang import parse_duration_ns, parse_query, parse_uint, quote
 from kvnode.http.messages import Response, text
 from kvnode.replica.facade import Consistency
+
+if TYPE_CHECKING:
+    from kvnode.replica.facade import ReadView
 
 WAIT_DEFAULT_S = 300.0
 WAIT_MAX_S = 600.0
@@ -41,6 +44,10 @@ class Options(NamedTuple):
     def fresh(self) -> Options:
         """Return the same for the leader's answer: a stale one was older than the client allows."""
         return self._replace(consistency=Consistency.DEFAULT, effective=b"leader", max_stale_ms=0.0)
+
+    def is_too_stale(self, view: ReadView) -> bool:
+        """Whether a view is older than the client allows: the read is then asked again as ``fresh``."""
+        return 0 < self.max_stale_ms < view.last_contact_ms
 
     def foreign_datacenter(self, datacenter: str) -> Response | None:
         """Refuse a request for another datacenter (spec §1.2)."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from kvnode.errors import KvnodeError
 from kvnode.http import errors, own_writes
 from kvnode.http.blocking import Query
+from kvnode.http.completion import given
 from kvnode.http.decode import Members, load
 from kvnode.http.entries import session_json
 from kvnode.http.golang import INT64_MAX, format_duration, parse_duration_ns
@@ -315,10 +316,8 @@ def _read_done(
     """Answer a read: the store may be read right now, and only now."""
     options = operation.options
     try:
-        if view is None:
-            assert error is not None
-            raise error  # noqa: TRY301  # one place turns errors into answers
-        if options.max_stale_ms and view.last_contact_ms > options.max_stale_ms:
+        view = given(view, error)
+        if options.is_too_stale(view):
             start(operation._replace(options=options.fresh()), backend, respond)
             return
         store = backend.replica.store

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kvnode.errors import BadRequest, KvnodeError
 from kvnode.http import errors, own_writes
+from kvnode.http.completion import given
 from kvnode.http.decode import Members, kind_of, load
 from kvnode.http.entries import entry_json
 from kvnode.http.golang import quote
@@ -199,9 +200,7 @@ def _written(
     operation: Operation, respond: Respond, result: Result | None, error: KvnodeError | None
 ) -> None:
     try:
-        if result is None:
-            assert error is not None
-            raise error  # noqa: TRY301  # one place turns errors into answers
+        result = given(result, error)
         if isinstance(result.value, Refused):
             response = own_writes.refuse(result.value, operation.command, v1=True)
         else:
@@ -222,10 +221,8 @@ def _read_done(
     """Evaluate: the store may be read right now, and only now."""
     options = operation.options
     try:
-        if view is None:
-            assert error is not None
-            raise error  # noqa: TRY301  # one place turns errors into answers
-        if options.max_stale_ms and view.last_contact_ms > options.max_stale_ms:
+        view = given(view, error)
+        if options.is_too_stale(view):
             start(operation._replace(options=options.fresh()), backend, respond)
             return
         outcome = TxnOutcome((), ())
