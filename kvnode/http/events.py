@@ -169,6 +169,9 @@ def _listed(
     options = operation.options
     try:
         view = given(view, error)
+        if options.is_too_stale(view):
+            start(operation._replace(options=options.fresh()), backend, respond)
+            return
         events = _chosen(operation, backend.replica.store)
         body = dump_json([_document(event[:6], event.fired_at) for event in events])
         head = read_head(_index(events), view, options) + JSON_TYPE

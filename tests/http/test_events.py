@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kvnode.errors import NoLeader
+from kvnode.replica.facade import Consistency, ReadView
 from kvnode.store.registry_commands import Register
 from kvnode.store.registry_records import Node as RegisteredNode
 from kvnode.store.registry_records import Service
@@ -143,6 +144,16 @@ async def test_without_a_leader(node: Node) -> None:
     assert (answer.status, answer.text) == (500, "No cluster leader")
     assert (await node.wire("GET", LIST)).status == 500
     assert (await node.wire("GET", f"{LIST}?stale")).status == 200
+
+
+async def test_a_list_is_not_staler_than_the_client_allows(node: Node) -> None:
+    """Spec §3, as for every other read."""
+    node.replica.stale_view = ReadView(True, 6000)
+    answer = await node.wire("GET", f"{LIST}?max_stale=10s")
+    assert answer.headers["x-consul-lastcontact"] == "6000"
+    answer = await node.wire("GET", f"{LIST}?max_stale=5s")
+    assert answer.headers["x-consul-effective-consistency"] == "leader"
+    assert node.replica.reads[-2:] == [Consistency.STALE, Consistency.DEFAULT]
 
 
 # -- blocking
