@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
@@ -39,7 +40,7 @@ class Request(NamedTuple):
     data: bytes
 
 
-class Lane:
+class Lane(ABC):
     """One connection, opened again when it breaks; one request under way.
 
     ``done`` ends when it has nothing more to ask.
@@ -63,17 +64,17 @@ class Lane:
 
     # to be defined by each kind of lane
 
+    @abstractmethod
     def next(self, now: float) -> Request | float:
         """Return what to ask now, or from when on there is something. Not called when it is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def over(self, now: float) -> bool:
         """Whether there will be nothing more to ask."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self, request: Request, status: int, body: bytes, sure: bool, now: float) -> None:
         """Take what became of a request. Status 0: no answer; ``sure``: nothing happened."""
-        raise NotImplementedError
 
     # connection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import IO, Any, Final, NamedTuple
 
@@ -96,11 +97,12 @@ def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 0
 
 
-class SnapshotCalls:
+class SnapshotCalls(ABC):
     """The client's part about snapshots."""
 
+    @abstractmethod
     def _streaming(self, timeout_s: float) -> Connection:
-        raise NotImplementedError
+        """Say how to ask for something that takes ``timeout_s`` in all."""
 
     async def save_snapshot(
         self, sink: Callable[[bytes], None], *, stale: bool = False, timeout_s: float = 600.0
