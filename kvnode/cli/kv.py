@@ -115,7 +115,7 @@ def put(
         number = ask(http_addr, timeout, lambda kv: kv.add(key, add, cas=cas, ttl_s=ttl))
         _counted(number, f"not changed: {key} has another modify index", output)
         return
-    data = _value(value)
+    data = given_bytes(value)
     written = ask(http_addr, timeout, lambda kv: kv.put(key, data, flags=flags, cas=cas, ttl_s=ttl))
     _finish(written, f"stored {key}", f"not stored: {key} has another modify index", output)
 
@@ -353,7 +353,7 @@ def _details(pair: KVPair) -> list[tuple[str, object]]:
     return list(everything.items())
 
 
-def _value(given: str) -> bytes:
+def given_bytes(given: str) -> bytes:
     """Return the bytes that an argument stands for.
 
     Raises:

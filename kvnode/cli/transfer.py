@@ -9,12 +9,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, Protocol
 
 import typer
 
-from kvnode.cli.kv import Stale
+from kvnode.cli.kv import Stale, given_bytes
 from kvnode.cli.output import (
     DEFAULT_ADDR,
     DEFAULT_TIMEOUT_S,
@@ -105,7 +104,7 @@ def import_(
     Examples: kvnode kv import @app.json · consul kv export app/ | kvnode kv import · kvnode kv import --prefix old/ @app.json
     """  # noqa: E501  # an example is one line
     try:
-        items = parse(_content(data))
+        items = parse(given_bytes(data))
     except ValueError as error:
         fail(f"this is no export: {error}", code=2)
     stored = ask(http_addr, timeout, lambda kv: _store(kv, items, prefix))
@@ -184,14 +183,3 @@ def _progress(what: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count=1: bar.advance(task, count)
-
-
-def _content(given: str) -> bytes:
-    if given == "-":
-        return sys.stdin.buffer.read()
-    if not given.startswith("@"):
-        return given.encode(errors="surrogateescape")
-    try:
-        return Path(given[1:]).read_bytes()
-    except OSError as error:
-        fail(f"{given[1:]}: {error.strerror}", code=2)
