@@ -57,6 +57,10 @@ CONSULS = re.compile(
             r"1 error occurred:\n\t\* .*: (No keyring to modify|Keyring is empty) .*",
             r"Must provide (node|address if SkipNodeUpdate is not set)",  # §11
             r"Bad node ID: .*",
+            r"Must provide service name( with ID)?|Invalid service address",
+            r'check node ".*" does not match node ".*"|ServiceID ".*" does not exist',
+            r"failed inserting check: Must provide a check name or id",  # Consul's words are less clear
+            r"Scripts are disabled on this agent from remote calls; .*",
             r"CheckID .* does not have associated TTL",
             r"Cannot provide .* filter without .* filter|Invalid (node|service|tag) filter: .*",  # §12
         )
