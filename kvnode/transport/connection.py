@@ -142,8 +142,8 @@ class Connection(asyncio.Protocol):
         self.outcome: asyncio.Future[Hello | KvnodeError] = hub.loop.create_future()
         """For diallers: the peer's introduction, or why there will be none."""
         self.closed: asyncio.Future[str] = hub.loop.create_future()
-        self._ended = False
         """Resolved with the reason once the connection is gone."""
+        self._ended = False
         self.asked = Asked()
         self.serving = 0
         self.snapshot: SnapshotEnd | None = None
@@ -232,9 +232,10 @@ class Connection(asyncio.Protocol):
         """Close at once; what was not sent is lost. Idempotent."""
         if self._transport is not None:
             self.reason = reason
-            self._transport.abort()
             # uvloop forgets connection_lost for a transport whose create_connection was cancelled, and
-            # then it neither says that it is closing nor can be written to.
+            # then it neither says that it is closing nor can be written to: it is not asked any more.
+            transport, self._transport = self._transport, None
+            transport.abort()
             self.hub.loop.call_soon(self.connection_lost, None)
 
     # --- in ---------------------------------------------------------------------------------------

@@ -39,3 +39,46 @@ def test_messages_requests_and_errors_on_uvloop(net_tools):
         await a.close()
 
     uvloop.run(scenario())
+
+
+class _Forgotten:
+    """What uvloop leaves of a transport whose ``create_connection`` was cancelled after it had been made."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+async def test_an_aborted_connection_is_not_written_to(net_tools):
+    """A dial that is called off in the very turn in which we learn our cluster must not cost the lesson."""
+    nodes = []
+    for name in "ab":
+        node = TcpTransport(
+            net_tools.hello(name)._replace(cluster_id=""),
+            handler=net_tools.Recorder(),
+            rng=random.Random(1),
+            settings=net_tools.quick,
+        )
+        await node.start()
+        nodes.append(node)
+    a, b = nodes
+    a.set_peers({"b": (b.hello.address,)})
+    await net_tools.until(lambda: a.connected() == {"b": True})
+    connection = next(c for c in a._connections if c.is_greeted)
+    real, connection._transport = connection._transport, _Forgotten()
+    connection.abort("no longer wanted")
+    a.hello = a.hello._replace(cluster_id="c1")
+    assert a.hello.cluster_id == "c1"
+    await net_tools.until(lambda: connection.closed.done())
+    assert connection.closed.result() == "no longer wanted"
+    real.abort()
+    await b.close()
+    await a.close()
