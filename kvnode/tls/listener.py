@@ -56,7 +56,7 @@ class TlsListener:
         Args:
             context: Gives the context for the next connection.
             make_protocol: Makes its protocol; called before the handshake, which may fail.
-            refused: Told of everybody who was not let in, except those who closed without a byte.
+            refused: Told of everybody who was not let in, except those who went away by themselves.
             plain_answer: What a plain client is told before the connection ends.
             allow_plain: Whether plain connections are served too.
             handshake_timeout_s: From the accept to the first byte, and from there to the handshake's end.
@@ -191,6 +191,8 @@ class TlsListener:
                 return
             given = True
             await self._hand_over(accepted, plain=plain)
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # a peer that dialled and no longer needs to: nobody was refused
         except TimeoutError:
             self._refused(Refusal(host=host, plain=False, reason="no handshake in time"))
         except ssl.SSLError as error:

@@ -262,15 +262,20 @@ async def test_idle_and_broken_handshakes_are_bounded(net, node_files):
     assert a.metrics.tls_refused == 4, "those that gave way are not counted as refused"
     reader, writer = idle[-1]
     assert await reader.read() == b""
-    again, half = await asyncio.open_connection("127.0.0.1", a.port)
-    half.write(b"\x16\x03\x01\x02\x00\x01rubbish")
-    half.write_eof()
-    assert await again.read(100) is not None
+    ends = []
+    for record in (b"\x16\x03\x01\x02\x00\x01half a record", b"\x16\x03\x01\x00\x07rubbish"):
+        again, half = await asyncio.open_connection("127.0.0.1", a.port)
+        half.write(record)
+        half.write_eof()
+        await again.read()
+        ends.append((again, half))
     await net.until(lambda: a.metrics.tls_refused == 5)
+    await net.until(lambda: a._tls_listener.waiting == 0)
+    assert a.metrics.tls_refused == 5, "who goes away in the middle was not refused"
     b = await net.start("b", tls=tls(node_files()))
     net.connect(a, b)
     await net.until(lambda: a.connected() == {"b": True})
-    for _, writer in [*idle, (again, half)]:
+    for _, writer in [*idle, *ends]:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
