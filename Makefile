@@ -66,6 +66,11 @@ SOAK_MINUTES ?= 60
 soak: install-dev ## fresh seeds of the simulator on all cores for SOAK_MINUTES=60, to the first failure
 	$(BIN)/python -m tests.simulation.soak --minutes $(SOAK_MINUTES)
 
+.PHONY: test-kubernetes
+test-kubernetes: install-dev system-packages tools ## the chart on a real Kubernetes 1.20, built once from the distribution's source (root)
+	@sh scripts/build_kubernetes.sh
+	KVNODE_TEST_KUBERNETES=1 $(BIN)/pytest -v -m "" tests/k8s/test_real_cluster.py $(PYTEST_ARGS)
+
 bench: install-dev system-packages ## the benchmarks
 	$(BIN)/python benchmarks/run.py
 
