@@ -16,6 +16,7 @@ from kvnode.disk.files import FileSystem
 from kvnode.disk.hard_state import HARD_STATE_NAME, HardStateFile, check_step
 from kvnode.disk.raft_log import RaftLog
 from kvnode.disk.whole_file import TEMPORARY
+from kvnode.disk.worker import complete
 from kvnode.errors import CorruptLog, DiskFailed, DiskFull, InvariantBroken, KvnodeError
 from kvnode.ports import LogBase, Recovered
 from kvnode.raft.types import ZERO, Entry, HardState, Membership
@@ -364,8 +365,8 @@ class ThreadJournal:
             self._failure = failure
         for done in dones:
             self._pending -= 1
-            done(failure)
+            complete(done, failure)
 
     def _complete_one(self, done: Callable[[KvnodeError | None], None]) -> None:
         self._pending -= 1
-        done(self._failure)
+        complete(done, self._failure)

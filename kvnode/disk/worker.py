@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from kvnode.errors import InvariantBroken, KvnodeError, Overloaded
+from kvnode.errors import InvariantBroken, KvnodeError, MustStop, Overloaded
 from kvnode.ports import Done
 
 T = TypeVar("T")
@@ -62,9 +62,24 @@ class ThreadWorker:
                 job, done = self._jobs.popleft()
             value, error = _run(job)
             try:
-                self._loop.call_soon_threadsafe(done, value, error)
+                self._loop.call_soon_threadsafe(complete, done, value, error)
             except RuntimeError:
                 return  # the loop was closed under us: nobody is left to be told
+
+
+def complete(done: Callable[..., None], *outcome: object) -> None:
+    """Call a completion of something durable.
+
+    Raises:
+        MustStop: It raised, whatever it was. What it should have begun was not begun, and nobody would
+            begin it again: such a node does not go on (RC-75).
+    """
+    try:
+        done(*outcome)
+    except (MustStop, AssertionError):
+        raise
+    except Exception as error:
+        raise InvariantBroken(f"a completion broke off: {error!r}") from error
 
 
 def _run(job: Callable[[], T]) -> tuple[T | None, KvnodeError | None]:

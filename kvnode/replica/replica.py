@@ -15,6 +15,7 @@ from typing import Any
 
 from kvnode.errors import (
     DiskFailed,
+    InvariantBroken,
     KvnodeError,
     MustStop,
     NotLeader,
@@ -428,6 +429,11 @@ class Replica:
             self._notice_changes()
         except MustStop as error:
             self.fail(error)
+        except AssertionError:
+            raise  # the agent ends the process
+        except Exception as error:
+            # Half a turn: what was not saved, sent or applied would never be.
+            raise InvariantBroken(f"a turn broke off: {error!r}") from error
 
     def _drain(self) -> None:
         while not self.stopped and self.raft.has_ready(apply=self.may_apply):

@@ -388,3 +388,23 @@ def test_a_killed_process_loses_nothing_that_it_said(tmp_path: Path) -> None:
         assert all(e.data == b"%d" % e.index * 50 for e in found.entries)
         assert found.hard_state == HardState(Term(life), NodeId("me"))
         said = len(found.entries)
+
+
+async def test_a_completion_that_breaks_off_stops_the_node(
+    journal: ThreadJournal, disk: Blocked
+) -> None:
+    """The calls behind it in its group are not told either: nothing may go on as if they had been."""
+    seen: asyncio.Queue[Exception] = asyncio.Queue()
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: seen.put_nowait(context["exception"])
+    )
+
+    def broken(_error: KvnodeError | None) -> None:
+        raise ValueError("a bug")
+
+    journal.save(HardState(Term(1), None), (), broken)
+    disk.may_go_on.set()
+    async with asyncio.timeout(10):
+        found = await seen.get()
+    assert isinstance(found, InvariantBroken)
+    assert isinstance(found.__cause__, ValueError)

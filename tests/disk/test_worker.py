@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from kvnode.disk.worker import ThreadWorker
-from kvnode.errors import DiskFailed, InvariantBroken, KvnodeError, Overloaded
+from kvnode.errors import DiskFailed, InvariantBroken, KvnodeError, MustStop, Overloaded
 from kvnode.ports import Worker
 
 
@@ -54,6 +56,25 @@ async def test_errors_arrive_as_they_are_and_bugs_as_broken_invariants() -> None
     assert isinstance(broken, InvariantBroken)
     assert isinstance(broken.__cause__, ZeroDivisionError)
     worker.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), DiskFailed("x"), AssertionError("x")])
+async def test_a_completion_that_breaks_off_stops_the_node(error: Exception) -> None:
+    """What it should have begun, nobody would begin again; the agent ends at these."""
+    loop = asyncio.get_running_loop()
+    seen: asyncio.Queue[Exception] = asyncio.Queue()
+    loop.set_exception_handler(lambda _, context: seen.put_nowait(context["exception"]))
+    worker = ThreadWorker(loop)
+
+    def broken(_value: None, _error: KvnodeError | None) -> None:
+        raise error
+
+    worker.submit(lambda: None, broken)
+    async with asyncio.timeout(10):
+        found = await seen.get()
+    worker.close()
+    assert isinstance(found, MustStop | AssertionError)
+    assert error in (found, found.__cause__)
 
 
 async def test_close_finishes_the_jobs_that_wait_and_refuses_others() -> None:

@@ -188,6 +188,20 @@ def test_what_is_posted_after_the_end_stays_here(cluster: Cluster) -> None:
     assert messages == []
 
 
+def test_a_turn_that_breaks_off_stops_the_node(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had not yet saved, sent or applied would never be."""
+    leader = cluster.machines[0]
+
+    def broken() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(leader.replica.registrar, "follow", broken)
+    with pytest.raises(InvariantBroken, match="a bug"):
+        leader.replica._turn()
+
+
 def test_two_leaders_of_one_term_stop_the_node_that_sees_it(cluster: Cluster) -> None:
     """RC-75."""
     leader, other, _ = cluster.machines
