@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import structlog
 
+from kvnode.http.gate import REFUSED_MAX
+
 _LOG = structlog.get_logger("kvnode.agent")
 
 _OWN_MAX = 1024
@@ -26,7 +28,7 @@ class FileBounds(NamedTuple):
     """How many descriptors may go where."""
 
     clients: int
-    """Connections served at a time; as many again are accepted to be told so."""
+    """Connections served at a time. Others are accepted to be told so: as many, ``REFUSED_MAX`` at most."""
     peers: int
     """Connections accepted on the peer port."""
     handshakes: int
@@ -38,7 +40,8 @@ def file_bounds(limit: int) -> FileBounds:
     own = min(_OWN_MAX, limit // 2)
     peers = max(16, min(_PEERS_MAX, limit // _PEERS_SHARE))
     handshakes = max(8, min(_HANDSHAKES_MAX, limit // _HANDSHAKES_SHARE))
-    return FileBounds(max(1, (limit - own - peers - 2 * handshakes) // 2), peers, handshakes)
+    rest = limit - own - peers - 2 * handshakes
+    return FileBounds(max(1, rest // 2, rest - REFUSED_MAX), peers, handshakes)
 
 
 def raise_file_limit() -> int:

@@ -103,8 +103,9 @@ class Limits:
     )
 
     http_connections_max: int = _setting(
-        10_000,
-        "HTTP connections at a time; more are told so and closed.",
+        25_000,
+        "HTTP connections at a time, those that wait too; more are told so and closed. At most what the "
+        "limit on open files leaves.",
         section=_LIMITS,
         lo=1,
         hi=1_000_000,

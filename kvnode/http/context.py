@@ -45,7 +45,7 @@ class HttpSettings:
     """Request line; must hold a percent-encoded key. A longer one is 414."""
     header_bytes_max: int = 32 * 1024
     """Whole head of a request. A longer one is 431."""
-    connections_max: int = 10_000
+    connections_max: int = 25_000
     """Above it a new connection is told so and closed."""
     handshakes_max: int = 256
     """Connections whose TLS handshake is under way; the oldest gives way."""

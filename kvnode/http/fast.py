@@ -237,8 +237,8 @@ class Connection(asyncio.Protocol):
         self._refusal = gate.connection_refusal()
         if self._refusal is None:
             self.deadline = hub.time() + hub.settings.idle_timeout_s
-        elif gate.connections > 2 * gate.connections_max:
-            self.abort()  # not even worth an answer any more
+        elif gate.is_crowded:
+            self.abort()
         else:
             self.deadline = hub.time() + _REFUSED_TIMEOUT_S
 

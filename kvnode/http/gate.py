@@ -9,6 +9,8 @@ from kvnode.errors import Overloaded
 
 LARGE_ANSWER_BYTES = 8 * 1024
 """Answers up to this length are not counted: they are bounded by the number of requests."""
+REFUSED_MAX = 1_024
+"""Connections above the bound that may be open at a time, to be told so; the next ones are cut."""
 SLOW_S = 1.0
 """Under pressure, a client that has not taken its answer for so long makes room for the others."""
 
@@ -143,6 +145,11 @@ class Gate:
                 return
             del self._slow[client]
             cut()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether a connection that is already counted is not even worth an answer any more."""
+        return self.connections > self.connections_max + min(self.connections_max, REFUSED_MAX)
 
     def connection_refusal(self) -> Overloaded | None:
         """Return why a connection that is already counted may not be served, or None."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 
 import pytest
 
+from kvnode.http.gate import REFUSED_MAX, Gate
 from tests.http.conftest import Node, Start, start
 
 __all__ = ["start"]  # the fixture
@@ -125,6 +127,31 @@ async def test_a_head_of_many_lines_is_refused_in_the_full_shell_too(start: Star
     writer.write((b"X-A: " + b"v" * 900 + b"\r\n") * 8)
     answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
     assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")), answer
+
+
+@pytest.mark.parametrize(("bound", "refused"), [(3, 3), (1000, 1000), (20_000, REFUSED_MAX)])
+def test_those_that_are_refused_have_little_room(bound: int, refused: int) -> None:
+    gate = Gate(connections_max=bound, requests_max=1, bytes_max=1)
+    gate.connections = bound
+    assert gate.connection_refusal() is None
+    gate.connections = bound + refused
+    assert gate.connection_refusal() is not None
+    assert not gate.is_crowded
+    gate.connections += 1
+    assert gate.is_crowded
+
+
+async def test_connections_beyond_those_that_are_refused_are_cut(start: Start) -> None:
+    node = await start(connections_max=2)
+    crowd = [await node.connect() for _ in range(4)]
+    await until(lambda: node.server.gate.connections == 4)
+    reader, writer = await node.connect()
+    with suppress(ConnectionError):
+        # Sooner than one that is to be told, and says nothing, is given up.
+        assert await asyncio.wait_for(reader.read(), 2) == b""
+    writer.close()
+    for _, kept in crowd:
+        kept.close()
 
 
 async def test_probes_get_through_when_all_connections_are_taken(start: Start) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvnode.agent_files import file_bounds
+from kvnode.http.gate import REFUSED_MAX
 from tests.chaos.processes import Node, free_ports, running
 from tests.tls.conftest import Files
 
@@ -19,7 +20,8 @@ def test_the_limit_is_never_all_for_others(limit: int) -> None:
     bounds = file_bounds(limit)
     assert bounds.clients >= 1
     if limit >= 256:
-        others = 2 * bounds.clients + bounds.peers + 2 * bounds.handshakes
+        refused = min(bounds.clients, REFUSED_MAX)
+        others = bounds.clients + refused + bounds.peers + 2 * bounds.handshakes
         assert others <= limit - min(limit // 2, 1024)
 
 
