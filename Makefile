@@ -58,7 +58,7 @@ test: install-dev system-packages tools ## everything: checks, then all tests wi
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -q -n auto $(PYTEST_ARGS)
 	@# Most of these wait for real processes; a file stays together. The simulator takes all cores by itself.
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "(slow or chaos) and not simulation" --durations 20 $(PYTEST_ARGS)
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "(slow or chaos) and not simulation" --durations 20 $(PYTEST_ARGS)
 	$(BIN)/pytest -v -m simulation $(PYTEST_ARGS)
 
 SOAK_MINUTES ?= 60

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 LONG_S = 300
@@ -9,8 +11,16 @@ LONG_S = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A minute is the bound of a quick test."""
+    """A minute is the bound of a quick test. Files that may take longest come first.
+
+    Workers take files in this order (``--no-loadscope-reorder``), and the last ones should be short.
+    """
+    allowed: dict[Path, float] = {}
     for item in items:
         long = any(item.get_closest_marker(name) for name in ("slow", "chaos", "simulation"))
         if long and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LONG_S))
+        marker = item.get_closest_marker("timeout")
+        seconds = float(marker.args[0]) if marker is not None else 0.0
+        allowed[item.path] = max(seconds, allowed.get(item.path, 0.0))
+    items.sort(key=lambda item: -allowed[item.path])
