@@ -33,7 +33,7 @@ PROGRAMS = (
 NODE = "10.99.0.2"
 SERVER = f"https://{NODE}:6443"
 IMAGE = containers.IMAGE
-VOLUMES = 30
+VOLUMES = 40
 MIN_FILES = 16384
 
 
@@ -294,6 +294,7 @@ failSwapOn: false
 clusterDNS: ["{NODE}"]
 clusterDomain: cluster.local
 evictionHard: {{}}
+imageGCHighThresholdPercent: 100  # never: the images cannot be pulled again
 resolvConf: {at / "resolv.conf"}
 """)
     made.start(
