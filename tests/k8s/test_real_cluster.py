@@ -11,9 +11,8 @@ import json
 import os
 import re
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 import yaml
 
 from tests.k8s.charts import CHART, ROOT, tool
+from tests.k8s.containers import until
 from tests.k8s.one_node import (
     IMAGE,
     OneNode,
@@ -137,13 +137,6 @@ class Namespace:
         """GET through the API server's proxy; the error's text when it fails."""
         raw = f"/api/v1/namespaces/{self.name}/{path}"
         return self.kubectl("get", "--raw", raw, check=False)
-
-
-def until(check: Callable[[], Any], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
