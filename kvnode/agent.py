@@ -110,7 +110,7 @@ def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
                 except CorruptLog as error:
                     if not config.heal_corruption or not runner.run(agent.heal(error)):
                         raise
-                return runner.run(Agent(config, logs, read_again).run())
+                    _start_over(logs)
         except (BadRequest, SettingError) as error:
             _LOG.error("settings_refused", error=str(error))
             return 2
@@ -121,6 +121,12 @@ def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
         finally:
             logs.close()
     return 1
+
+
+def _start_over(logs: Logs) -> NoReturn:
+    """Begin again under the same process id, with nothing left open of what was there before."""
+    logs.close()
+    os.execv(sys.executable, sys.orig_argv)
 
 
 class Agent:
@@ -413,9 +419,7 @@ class Agent:
         _LOG.error("node_must_stop", reason=type(error).__name__, error=str(error), advice=advice)
         came_back = isinstance(error, Removed) and not error.served
         if came_back or (isinstance(error, CorruptLog) and self._config.heal_corruption):
-            # An old volume came back, or damage was marked: the same process starts over.
-            self._logs.close()
-            os.execv(sys.executable, sys.orig_argv)
+            _start_over(self._logs)  # an old volume came back, or damage was marked
         self._exit(1)
 
     def _state_damaged(self, error: CorruptLog) -> None:

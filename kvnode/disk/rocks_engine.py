@@ -135,6 +135,10 @@ def _translate(error: Exception, what: str) -> MustStop:
     return DiskFailed(f"{what}: {text}")
 
 
+def _refused(error: Exception, path: Path) -> MustStop:
+    return _translate(error, f"the state engine in {path} could not be opened")
+
+
 OnCorrupt = Callable[[CorruptLog], None]
 
 
@@ -301,12 +305,15 @@ class RocksEngine:
         self._snapshots: set[RocksSnapshot] = set()
         try:
             self._db: Any = Rdict(str(path), _options(settings, create=create))
-            newest = _Miles.read(self._db, path)
-        except CorruptLog:
-            self.close()
-            raise
         except Exception as error:
-            raise _translate(error, f"the state engine in {path} could not be opened") from error
+            raise _refused(error, path) from error
+        try:
+            newest = _Miles.read(self._db, path)
+        except Exception as error:
+            self.close()  # whoever sets the damaged files aside begins again in the same place
+            if isinstance(error, CorruptLog):
+                raise
+            raise _refused(error, path) from error
         self._miles = _Miles(max(settings.write_buffer_bytes, WRITE_BUFFER_BYTES_MIN), newest)
 
     def _failed(self, error: Exception, what: str) -> MustStop:

@@ -257,6 +257,25 @@ def test_a_flipped_bit_in_a_table_is_never_served_and_never_ends_a_list(tmp_path
         pass
 
 
+def test_an_engine_that_is_refused_holds_nothing(tmp_path: Path) -> None:
+    """The milestones themselves are damaged: RocksDB opens, and the look at them is refused.
+
+    The exception is still alive, as while a node sets its data aside and begins again in the same place.
+    """
+    filled(tmp_path, 1)
+    [table] = (tmp_path / "state" / "1").glob("*.sst")
+    data = bytearray(table.read_bytes())
+    data[20] ^= 1  # so small a table has one block of data
+    table.write_bytes(data)
+    with pytest.raises(CorruptLog, match="could not be opened") as caught:
+        factory(tmp_path).open_current()
+    (tmp_path / "state").rename(tmp_path / "aside")
+    engine = factory(tmp_path).open_current()
+    assert Store(engine).applied_index == 0
+    engine.close()
+    assert caught.value.__traceback__ is not None
+
+
 def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("not a directory")
     with pytest.raises(DiskFailed):
