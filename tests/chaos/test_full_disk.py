@@ -58,7 +58,11 @@ async def test_nearly_full_volumes_refuse_writes_and_serve_all_else(tmp_path: Pa
         for node in made.lab_nodes:
             assert node.volume is not None
             await asyncio.to_thread(node.volume.fill, MIB << 16)  # a sixteenth
-        await asyncio.sleep(1.5)
+
+        async def noticed() -> bool:
+            return all(node.events("volume_nearly_full") for node in made.lab_nodes)
+
+        await made.until(noticed, "all see that their volumes are nearly full")
         for node in made.lab_nodes:
             status, text = await write(made, node, "refused")
             assert (status, REASON in text) == (503, True), (status, text)

@@ -38,7 +38,7 @@ async def start() -> AsyncIterator[Start]:
 
     async def make(context: dict[str, Any] | None = None, **settings: Any) -> Node:
         replica = FakeReplica()
-        chosen = HttpSettings(node_name="kvnode-0", close_grace_s=1.0, **settings)
+        chosen = HttpSettings(**{"node_name": "kvnode-0", "close_grace_s": 1.0, **settings})
         server = HttpServer(HttpContext(replica=replica, settings=chosen, **(context or {})))
         await server.start("127.0.0.1", 0)
         nodes.append(Node(server, replica))

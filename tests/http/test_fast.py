@@ -135,6 +135,7 @@ async def test_pipelining_is_bounded(start: Start) -> None:
     node.replica.held = []
     reader, writer = await node.connect()
     writer.write(request("GET", "/v1/kv/a") * 100)
+    await until(lambda: len(node.replica.reads) == 4)
     await asyncio.sleep(0.05)
     assert len(node.replica.reads) == 4
     node.replica.release()
@@ -404,8 +405,7 @@ async def test_connections_above_the_bound_hear_so(start: Start) -> None:
         writer.write(request("GET", "/v1/kv/a"))
         assert (await read_answer(reader)).status == 404
         writer.close()
-    await asyncio.sleep(0.02)
-    assert node.server.gate.connections == 0
+    await until(lambda: node.server.gate.connections == 0)
 
 
 @pytest.mark.parametrize("fast_path", [True, False])
@@ -434,7 +434,7 @@ async def test_bytes_above_the_bound_are_refused(start: Start) -> None:
     answer = (await talk(node, request("PUT", "/v1/kv/b", b"2")))[0]
     assert (answer.status, answer.headers["connection"]) == (500, "close")
     node.replica.release()
-    await asyncio.sleep(0.01)
+    await until(lambda: node.server.gate.body_bytes == 0)
     assert (await talk(node, request("PUT", "/v1/kv/b", b"2")))[0].status == 200
     first.close()
 

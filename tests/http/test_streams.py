@@ -165,7 +165,7 @@ async def test_endless_streams_are_bounded(start: Start) -> None:
 
 
 async def test_closing_ends_an_endless_stream_properly_and_at_once(start: Start) -> None:
-    node = await start()
+    node = await start(close_grace_s=30.0)
     source = Source()
     serve(node, stream_route(source, endless=True))
     reader, _ = await ask(node)
@@ -176,7 +176,7 @@ async def test_closing_ends_an_endless_stream_properly_and_at_once(start: Start)
     answer = await asyncio.wait_for(read_answer(reader), 5)
     assert answer.body == b"data: 1\n\n"
     await closing
-    assert asyncio.get_running_loop().time() - began < 0.9, "it waited for the grace to pass"
+    assert asyncio.get_running_loop().time() - began < 15.0, "it waited for the grace to pass"
     assert source.ended == "cancelled"
 
 
