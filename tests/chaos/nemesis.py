@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -404,8 +405,9 @@ class Nemesis:
             assert "INJECTED" not in trace, f"{victim.name} goes on after an error of its disk"
             return f"{words} did not {call} at all"
         assert code == DIED_OF_DISK, (code, self.cluster.tails())
-        last = victim.events("node_must_stop")[-1]
-        assert last["reason"] in {"DiskFailed", "DiskFull"}, last
+        # It may still have been starting, after an earlier fault.
+        last = victim.events("node_must_stop", "node_cannot_start")[-1]
+        assert re.search("Input/output error|No space left on device", last["error"]), last
         victim.start()
         return words
 

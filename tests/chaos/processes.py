@@ -121,15 +121,15 @@ class Node:
         assert not self.is_running
         shutil.rmtree(self.data)
 
-    def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Log lines of this node, over all its lives."""
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """Log lines of this node, over all its lives: those of these names, or all."""
         found = []
         for line in self.log.read_text(errors="replace").splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and name in (None, event.get("event")):
+            if isinstance(event, dict) and (not names or event.get("event") in names):
                 found.append(event)
         return found
 

@@ -1,7 +1,8 @@
 """Minutes of faults at random, clients that write everything down, and a verdict at the end.
 
-``KVNODE_CHAOS_MINUTES`` (default 3) says how long, ``KVNODE_CHAOS_SEED`` repeats a schedule (the system's
-own timing is never the same twice), ``KVNODE_CHAOS_NODES`` how many nodes (default 3).
+``KVNODE_CHAOS_MINUTES`` (default 3) says how long, ``KVNODE_CHAOS_SEED`` chooses the schedule (by default
+that of this source; the system's own timing is never the same twice), ``KVNODE_CHAOS_NODES`` how many nodes
+(default 3).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from tests.chaos.machines import lacks_machines, lacks_volumes
 from tests.chaos.nemesis import Nemesis, kinds
 from tests.chaos.verdict import healthy, judge
 from tests.chaos.workload import Workload
+from tests.simulation.soak import source_base
 
 MINUTES = float(os.environ.get("KVNODE_CHAOS_MINUTES", "3"))
-SEED = int(os.environ.get("KVNODE_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SEED = int(os.environ.get("KVNODE_CHAOS_SEED", "0")) or source_base()
 NODES = int(os.environ.get("KVNODE_CHAOS_NODES", "3"))
 OVERTIME = 2.0
 """How many times as long a slow machine may take until there was enough traffic."""
