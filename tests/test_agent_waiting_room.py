@@ -14,8 +14,9 @@ import pytest
 from kvnode import agent_waiting_room
 from kvnode.agent_waiting_room import WaitingRoom
 from tests.chaos.machines import lacks_strace, tool
-from tests.chaos.processes import Node, free_ports
+from tests.chaos.processes import Node
 from tests.k8s.api_server import certificates
+from tests.ports import free_ports
 
 
 def ask(url: str, context: ssl.SSLContext | None = None) -> tuple[int, str]:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,23 +19,12 @@ from typing import Any
 
 import aiohttp
 
+from tests.ports import free_ports
+
 START_TIMEOUT_S = 60.0
 POLL_S = 0.05
 _ENVIRONMENT = {name: os.environ[name] for name in os.environ if not name.startswith("KVNODE_")}
 """Without what steers the tests: a node would take it for settings, and say so."""
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nobody listens on now. All are held open together, so that they differ."""
-    sockets = []
-    for _ in range(count):
-        held = socket.socket()
-        held.bind((host, 0))
-        sockets.append(held)
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
 
 
 @dataclass

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.processes import Cluster, Node, Writers, check_kept, free_ports, running
+from tests.chaos.processes import Cluster, Node, Writers, check_kept, running
+from tests.ports import free_ports
 from tests.tls.conftest import Files, ca
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]

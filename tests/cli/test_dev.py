@@ -11,33 +11,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from kvnode.cli.supervisor import AlreadyRunning, Plan, agent_argv, holding, names_in, running
 from kvnode.config import load
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.timeout(240)
 """Starts, elections and stops of three processes, on a machine that may be busy."""
 
 Result = subprocess.CompletedProcess[str]
-
-
-def free_base(count: int) -> int:
-    """Return a port that is free together with the next ones."""
-    while True:
-        with ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            base: int = first.getsockname()[1]
-            try:
-                for i in range(1, count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", base + i))
-            except (OSError, OverflowError):
-                continue
-            return base
 
 
 def kvnode(*words: str, timeout: float = 90) -> Result:
@@ -95,7 +80,7 @@ def test_what_a_killed_supervisor_left_behind_names_no_process(tmp_path: Path) -
 def cluster(tmp_path: Path) -> Iterator[tuple[str, ...]]:
     """Flags of one ``dev`` cluster; stopped at the end."""
     where = (f"--data-dir={tmp_path / 'data'}",)
-    base = free_base(6)
+    base = free_ports(6)[0]
     yield (*where, f"--http-port={base}", f"--peer-port={base + 3}")
     kvnode("dev", "stop", *where)
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.chaos.processes import Node, free_ports
+from tests.chaos.processes import Node
+from tests.ports import free_ports
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import collections
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,13 +28,14 @@ PATIENCE_S = 40.0
 
 
 def free_ports(count: int) -> list[int]:
-    """All are held open together, so that they differ."""
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
+    """Below Linux's ephemeral ports, which somebody's connection may take before a node does."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as tcp, suppress(OSError):
+            tcp.bind(("127.0.0.1", port))
+            if port not in ports:
+                ports.append(port)
     return ports
 
 

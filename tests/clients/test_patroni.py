@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.processes import Cluster, Node, cluster, free_ports
+from tests.chaos.processes import Cluster, Node, cluster
 from tests.clients.postgres import TTL_S, Server, find_programs
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(420)]
 

@@ -20,6 +20,7 @@ from tests.chaos import processes
 from tests.clients.programs import find_consul
 from tests.conformance.wire import Kv, Sessions, Wire
 from tests.http.fake_replica import FakeReplica
+from tests.ports import free_ports
 
 
 class Target(NamedTuple):
@@ -121,7 +122,7 @@ def consul(tmp_path: Path) -> Iterator[Wire]:
     Not ``-dev``, which would indent all its JSON.
     """
     binary = find_consul()
-    http, server, serf = processes.free_ports(3)
+    http, server, serf = free_ports(3)
     config = {
         "disable_update_check": True,
         "node_name": NODE_NAME,

@@ -10,6 +10,7 @@ import pytest
 
 from kvnode.discovery.dns import candidate_names, code_text, look_up, read_search
 from tests.dns_server import RCODE
+from tests.ports import free_ports
 
 DNSMASQ = shutil.which("dnsmasq", path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin")
 
@@ -188,7 +189,7 @@ async def test_with_a_real_name_server(tmp_path, settings):
 async def start_dnsmasq(tmp_path, settings):
     """Start it on a port that is free for UDP and TCP, once more if somebody was faster."""
     while True:
-        port = free_port()
+        [port] = free_ports(1)
         process = subprocess.Popen(  # noqa: ASYNC220
             dnsmasq_arguments(port, tmp_path / "pid"), stderr=subprocess.DEVNULL
         )
@@ -207,17 +208,3 @@ def dnsmasq_arguments(port, pid_file):
         host = f"kvnode-{n}.kvnode.default.svc.cluster.local"
         arguments += [f"--srv-host={name},{host},8300", f"--host-record={host},127.0.0.{n + 1}"]
     return arguments
-
-
-def free_port():
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-    ):
-        tcp.bind(("127.0.0.1", 0))
-        port = tcp.getsockname()[1]
-        try:
-            udp.bind(("127.0.0.1", port))
-        except OSError:
-            return free_port()
-        return port

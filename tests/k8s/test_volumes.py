@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.chaos.machines import ROOT, tool
-from tests.chaos.processes import Node, free_ports
+from tests.chaos.processes import Node
+from tests.ports import free_ports
 
 USER = 10001
 pytestmark = [

@@ -11,7 +11,8 @@ import pytest
 
 from kvnode.agent_files import file_bounds
 from kvnode.http.gate import REFUSED_MAX
-from tests.chaos.processes import Node, free_ports, running
+from tests.chaos.processes import Node, running
+from tests.ports import free_ports
 from tests.tls.conftest import Files
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.processes import Cluster, Node, cluster, free_ports, running
+from tests.chaos.processes import Cluster, Node, cluster, running
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 
