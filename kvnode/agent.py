@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import structlog
 
-from kvnode import __version__
+from kvnode import __version__, agent_signals
 from kvnode.addresses import Address
 from kvnode.agent_checks import CheckRunner
 from kvnode.agent_files import file_bounds, raise_file_limit
@@ -125,6 +125,7 @@ def run_agent(loaded: Loaded, read_again: Callable[[], Loaded]) -> int:
 
 def _start_over(logs: Logs) -> NoReturn:
     """Begin again under the same process id, with nothing left open of what was there before."""
+    agent_signals.hold()
     logs.close()
     os.execv(sys.executable, sys.orig_argv)
 
@@ -402,9 +403,10 @@ class Agent:
     # -- the process --------------------------------------------------------------------------------
 
     def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in agent_signals.STOP_SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload(), "reload"))
+        agent_signals.take()
 
     def _signalled(self, number: signal.Signals) -> None:
         """First: stop in good order. Second: the operator means it."""
@@ -418,9 +420,10 @@ class Agent:
         advice = _advice(error, self._config)
         _LOG.error("node_must_stop", reason=type(error).__name__, error=str(error), advice=advice)
         came_back = isinstance(error, Removed) and not error.served
-        if came_back or (isinstance(error, CorruptLog) and self._config.heal_corruption):
+        heals = isinstance(error, CorruptLog) and self._config.heal_corruption
+        if (came_back or heals) and not self._stop.is_set():
             _start_over(self._logs)  # an old volume came back, or damage was marked
-        self._exit(1)
+        self._exit(0 if came_back else 1)
 
     def _state_damaged(self, error: CorruptLog) -> None:
         """Somebody read a damaged part of the state: a request, a snapshot, an apply; in any thread.

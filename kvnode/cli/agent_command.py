@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from kvnode import agent_signals
 from kvnode.config import Loaded, SettingError, load
 from kvnode.config.documentation import flags_help
 
@@ -38,11 +39,12 @@ def run(argv: Sequence[str]) -> int:
     def read() -> Loaded:
         return load(argv, os.environ)
 
-    try:
-        loaded = read()
-    except SettingError as error:
-        sys.stderr.write(f"kvnode agent: {error}\n")
-        return 2
-    from kvnode.agent import run_agent  # RocksDB and the rest: not for --help
+    with agent_signals.held():
+        try:
+            loaded = read()
+        except SettingError as error:
+            sys.stderr.write(f"kvnode agent: {error}\n")
+            return 2
+        from kvnode.agent import run_agent  # RocksDB and the rest: not for --help
 
-    return run_agent(loaded, read)
+        return run_agent(loaded, read)

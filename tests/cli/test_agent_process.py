@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kvnode import agent_signals
 from tests.tls.conftest import Files
 
 pytestmark = pytest.mark.chaos
@@ -69,6 +70,16 @@ def test_a_second_signal_ends_the_node_at_once(start: Start) -> None:
         node.event("node_stopping")
         assert node.end(signal.SIGTERM) == 1
     assert node.event("stopped_at_once")["signal"] == "SIGTERM"
+
+
+def test_a_signal_that_comes_before_the_node_can_take_it_waits(start: Start) -> None:
+    """Held before exec, as by a node that starts over: it stops in good order instead of half-way."""
+    with agent_signals.held():
+        node = start("-dev", *PORTS)
+        node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(20) == 0
+    node.event("node_started")
+    node.event("node_stopped")
 
 
 def test_a_request_in_progress_is_answered_before_the_end(start: Start) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +17,7 @@ from kvnode.cli import agent_command, dev
 from kvnode.cli.commands import app
 from kvnode.cli.main import main, two_dashes, version_text
 from kvnode.cli.supervisor import Plan, agent_argv, make_certificates, url
-from kvnode.config import SETTINGS
+from kvnode.config import SETTINGS, SettingError
 
 
 def test_the_first_line_of_version_is_ours() -> None:
@@ -80,6 +82,21 @@ def test_a_bad_setting_is_exit_code_2_and_names_the_flag(
 ) -> None:
     assert agent_command.run(["--data-dir=/x", "-http-port=many"]) == 2
     assert capsys.readouterr().err.startswith("kvnode agent: -http-port: 'many'")
+
+
+def test_signals_wait_from_the_first_moment_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing what a node needs takes half a second."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    blocked: set[int] = set()
+
+    def load(*_: object) -> NoReturn:
+        blocked.update(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        raise SettingError("enough")
+
+    monkeypatch.setattr(agent_command, "load", load)
+    assert agent_command.run([]) == 2
+    assert blocked >= {signal.SIGTERM, signal.SIGINT}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_the_module_runs_as_the_command_does() -> None:
