@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from signal import SIGCONT, SIGSTOP
 
+import aiohttp
+
 from tests.chaos.lab import LabCluster, LabNode
 from tests.chaos.machines import lacks_faketime, lacks_strace
 from tests.chaos.netswitch import Link
@@ -340,7 +342,7 @@ class Nemesis:
             try:
                 async with asyncio.timeout(5.0), self.cluster.session.post(url) as answer:
                     statuses.append(answer.status)
-            except (OSError, TimeoutError):
+            except (aiohttp.ClientError, OSError, TimeoutError):
                 statuses.append(0)
             await self._hold(0.3, 1.0)
             leader = await self._leader()

@@ -172,7 +172,7 @@ async def test_damage_met_by_a_reader_stops_the_node_and_is_not_forgotten(tmp_pa
                     async with made.session.get(f"{victim.url}/v1/kv/{key}?raw&stale") as answer:
                         body = await answer.text()
                         assert answer.status == 500 or body == value, (key, answer.status, body)
-                except OSError:
+                except (aiohttp.ClientError, OSError):
                     break
             return bool(victim.events("damaged_data_set_aside"))
 
