@@ -81,7 +81,7 @@ def describe(replica: Replica) -> Status:
         term=raft.term,
         leader_id=raft.leader_id,
         leader_name=leader.name if leader else "",
-        leader_address=replica.book.address(leader) if leader else "",
+        leader_address=_address(replica, leader) if leader else "",
         commit_index=log.commit_index,
         applied_index=Index(replica.store.applied_index),
         last_index=log.last_index,
@@ -97,6 +97,12 @@ def describe(replica: Replica) -> Status:
         state=replica.state,
         reason=reason,
     )
+
+
+def _address(replica: Replica, member: Member) -> str:
+    """Where it is now. Nobody introduces itself to itself, so the book knows of us only where we joined."""
+    own = member.node_id == replica.raft.id
+    return replica.transport.hello.address if own else replica.book.address(member)
 
 
 def _role_differs(replica: Replica) -> str:
@@ -121,7 +127,7 @@ def _member(replica: Replica, member: Member) -> MemberStatus:
     return MemberStatus(
         node_id=member.node_id,
         name=member.name,
-        address=replica.transport.hello.address if own else replica.book.address(member),
+        address=_address(replica, member),
         http_address=hello.http_address if hello is not None else "",
         voter=member.node_id in raft.membership.voters,
         leader=member.node_id == raft.leader_id,

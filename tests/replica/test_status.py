@@ -59,6 +59,15 @@ def test_a_status_of_each_role() -> None:
     assert follower.last_contact_ms < 200
 
 
+def test_a_leader_that_came_back_elsewhere_says_where_it_is_now() -> None:
+    """All pods may have new addresses; the membership remembers those of the day they joined."""
+    cluster = Cluster(3).found()
+    leader = cluster.led_by(0)
+    leader.transport.hello = leader.transport.hello._replace(address="elsewhere:1")
+    status = leader.replica.status()
+    assert status.leader_address == status.members[0].address == "elsewhere:1"
+
+
 def test_a_node_that_waits_says_for_what() -> None:
     cluster = Cluster(3)
     cluster.machines[0].start()
