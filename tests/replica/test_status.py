@@ -63,7 +63,7 @@ def test_a_leader_that_came_back_elsewhere_says_where_it_is_now() -> None:
     """All pods may have new addresses; the membership remembers those of the day they joined."""
     cluster = Cluster(3).found()
     leader = cluster.led_by(0)
-    leader.transport.hello = leader.transport.hello._replace(address="elsewhere:1")
+    leader.transport._hello = leader.transport.hello._replace(address="elsewhere:1")
     status = leader.replica.status()
     assert status.leader_address == status.members[0].address == "elsewhere:1"
 
