@@ -23,6 +23,7 @@ from kvnode.ports import Done
 from kvnode.raft.quorum import majority
 from kvnode.raft.types import Index, Member, NodeId, Role, Term
 from kvnode.replica.facade import ClusterHealth, ServerHealth
+from kvnode.replica.status import shown_address
 from kvnode.store.control import Autopilot
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Pilot:
         return ServerHealth(
             node_id=node,
             name=member.name,
-            address=replica.transport.hello.address if own else replica.book.address(member),
+            address=shown_address(replica, member),
             alive=node in raft.reachable(),
             leader=own,
             voter=node in raft.membership.voters,

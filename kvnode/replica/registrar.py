@@ -25,6 +25,7 @@ from kvnode.errors import KvnodeError
 from kvnode.raft.types import Index, Member
 from kvnode.replica.check_timers import CheckTimers
 from kvnode.replica.office_clock import OfficeClock
+from kvnode.replica.status import shown_address
 from kvnode.store.commands import Command, Result
 from kvnode.store.registry_commands import Deregister, Register
 from kvnode.store.registry_reads import Registry
@@ -195,9 +196,7 @@ class Registrar:
         return next((member for member in members if member.node_id in reachable), members[0])
 
     def _address(self, member: Member) -> tuple[str, int]:
-        replica = self._replica
-        own = member.node_id == replica.raft.id
-        shown = replica.transport.hello.address if own else replica.book.address(member)
+        shown = shown_address(self._replica, member)
         with suppress(ValueError):
             address = parse_address(shown, 0)
             return address.host, address.port

@@ -81,7 +81,7 @@ def describe(replica: Replica) -> Status:
         term=raft.term,
         leader_id=raft.leader_id,
         leader_name=leader.name if leader else "",
-        leader_address=_address(replica, leader) if leader else "",
+        leader_address=shown_address(replica, leader) if leader else "",
         commit_index=log.commit_index,
         applied_index=Index(replica.store.applied_index),
         last_index=log.last_index,
@@ -99,8 +99,11 @@ def describe(replica: Replica) -> Status:
     )
 
 
-def _address(replica: Replica, member: Member) -> str:
-    """Where it is now. Nobody introduces itself to itself, so the book knows of us only where we joined."""
+def shown_address(replica: Replica, member: Member) -> str:
+    """Where a member is now, for people and for the registry.
+
+    Nobody introduces itself to itself, so the book knows of us only where we joined.
+    """
     own = member.node_id == replica.raft.id
     return replica.transport.hello.address if own else replica.book.address(member)
 
@@ -127,7 +130,7 @@ def _member(replica: Replica, member: Member) -> MemberStatus:
     return MemberStatus(
         node_id=member.node_id,
         name=member.name,
-        address=_address(replica, member),
+        address=shown_address(replica, member),
         http_address=hello.http_address if hello is not None else "",
         voter=member.node_id in raft.membership.voters,
         leader=member.node_id == raft.leader_id,
