@@ -64,7 +64,7 @@ def test_the_network_does_what_it_is_told(tmp_path: Path) -> None:
         echoes = [echo(one), echo(two)]
         try:
             back, ms = ping(one, two, 20)
-            assert (back, ms < 500) == (20, True)
+            assert (back, ms < 50) == (20, True)
             lab.network.cut([one], [two], both=False)
             assert ping(one, two)[0] == 0
             assert ping(one, lab.clients, 1)[0] == 0, "nobody echoes there"
@@ -75,7 +75,7 @@ def test_the_network_does_what_it_is_told(tmp_path: Path) -> None:
             assert lab.network.counts()["cut"] == before + 1
             lab.network.heal()
             lab.network.set({(one, two): Link(delay_ms=60)})
-            assert 60 <= ping(one, two, 3)[1] < 500
+            assert 60 <= ping(one, two, 3)[1] < 140
             lab.network.everywhere(lab.machines, Link(loss=0.3))
             assert 5 <= ping(one, two, 40)[0] <= 35
             lab.network.everywhere(lab.machines, Link(duplicate=1.0))

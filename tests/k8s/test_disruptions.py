@@ -54,7 +54,7 @@ async def test_a_rolling_restart_under_load_loses_nothing_and_hands_over_each_ti
                 made.start_names([node.name])
                 await made.ready()
         gaps = [b - a for a, b in zip(writers.times, writers.times[1:], strict=False)]
-        assert max(gaps) < 3.0, max(gaps)
+        assert max(gaps) < 2.0, max(gaps)
         for node in made.pods.values():
             check_kept(writers, await made.cluster.dump(node, "w/"))
             timed_out = [e for e in node.events("became_pre_candidate") if e["term"] > 1]
