@@ -299,20 +299,17 @@ class _Peer:
         self.connection: Connection | None = None
         self.closed = False
         self._backoff = 0.05
-        self._try = 0
         self._timer: Event | None = owner.clock.call_soon(self.dial)
 
     def dial(self) -> None:
-        """Try the next address."""
+        """Try every address."""
         self._timer = None
         if self.closed or self.connection is not None:
             return
         if not self.addresses:
             self._later()
             return
-        address = self.addresses[self._try % len(self.addresses)]
-        self._try += 1
-        self.owner.dial(address, Lane.BULK, self.node_id, self._dialled)
+        self.owner.dial_any(self.addresses, Lane.BULK, self.node_id, self._dialled)
 
     def _dialled(self, connection: Connection | None, _error: KvnodeError | None) -> None:
         if connection is None:
@@ -547,13 +544,38 @@ class SimTransport:
             else:
                 _Stream(connection, term, meta, next_chunk, finished)
 
-        self.dial(self.network.rng.choice(peer.addresses), Lane.SNAPSHOT, to, dialled)
+        self.dial_any(peer.addresses, Lane.SNAPSHOT, to, dialled)
 
     def connected(self) -> Mapping[NodeId, bool]:
         """See ``Transport``."""
         return {node_id: peer.connection is not None for node_id, peer in self._peers.items()}
 
     # -- connections --------------------------------------------------------------------------
+
+    def dial_any(
+        self,
+        addresses: tuple[str, ...],
+        lane: Lane,
+        expected: NodeId,
+        done: Callable[[Connection | None, KvnodeError | None], None],
+    ) -> None:
+        """All addresses side by side, and whoever answers first as it should wins (``transport.peer``)."""
+        left, won = len(addresses), False
+
+        def dialled(connection: Connection | None, error: KvnodeError | None) -> None:
+            nonlocal left, won
+            left -= 1
+            if connection is None:
+                if not left and not won:
+                    done(None, error)
+            elif won:
+                connection.abort("another address answered first")
+            else:
+                won = True
+                done(connection, None)
+
+        for address in addresses:
+            self.dial(address, lane, expected, dialled)
 
     def dial(
         self,
