@@ -28,6 +28,7 @@ from kvnode.store.commands import (
     Command,
     KvLock,
     KvUnlock,
+    ReapLockDelays,
     Result,
     SessionCreate,
     SessionDestroy,
@@ -76,7 +77,8 @@ class Sessions(Workload):
         self._lives: dict[str, _Life] = {}
         self._holders: dict[bytes, str] = {}
         self._delays: dict[bytes, tuple[int, float, float]] = {}
-        """Key -> index, true time and seconds of the lock-delay that was begun last."""
+        """Key -> index, true time and seconds of the lock-delay that was begun last, until it was over: the
+        key was locked again, or the delay forgotten."""
         self._offices: dict[tuple[NodeId, int], float] = {}
         """When a node was first seen to lead a term."""
         self._keys = [b"l/%d" % number for number in range(LOCKS)]
@@ -216,6 +218,9 @@ class Sessions(Workload):
                     raise Violation(f"{index}: {command} gave {value}, held: {held}")
                 if held:
                     del self._holders[key]
+            case ReapLockDelays(upto):
+                for key in [key for key, delay in self._delays.items() if delay[0] <= upto]:
+                    self._delay_over(index, command, key)
             case _:
                 pass
 
@@ -260,7 +265,12 @@ class Sessions(Workload):
             return
         self._holders[key] = session
         self.bench.note("lock taken")
-        _, ended, delay_s = self._delays.get(key, (0, -1e9, 0.0))
+        if key in self._delays:
+            self._delay_over(index, command, key)
+
+    def _delay_over(self, index: int, command: Command, key: bytes) -> None:
+        """A command that ends a lock-delay: by any clock it may be over."""
+        _, ended, delay_s = self._delays.pop(key)
         passed = (self.bench.now - ended) * self.bench.clock_rate_max
         if passed < delay_s and not self.bench.steps_since(ended):
             raise Violation(f"{index}: {command} in a lock-delay of {delay_s} s begun at {ended}")
