@@ -208,21 +208,7 @@ class Bench:
             if not self.winding_down:
                 self.world.after(self._pause(client), client.again)
 
-        self.world.after(0.0005, self._arrive, node, text, send, finish, clock=node.clock)
-        self.world.after(timeout_s, finish, None, GaveUp("the client waits no longer"))
-
-    def _pause(self, client: Client) -> float:
-        """How long a client thinks; longer when all of them are ahead of the seed's measure of work."""
-        pause = client.think_s * client.rng.uniform(0.5, 1.5)
-        if self.asked > self.swarm.operations * self.now / self.swarm.seconds:
-            pause += client.rng.uniform(0.0, 1.0)
-        return pause
-
-    def _arrive(
-        self, node: SimNode, text: str, send: Callable[[Replica, Done[T]], None], finish: Done[T]
-    ) -> None:
-        if node.replica is None:
-            return
+        # From now on, not only from its arrival: what is on its way when the clients stop is waited for.
         self._numbers += 1
         number = self._numbers
         self._unanswered[number] = (node, node.life, text, finish)
@@ -232,7 +218,19 @@ class Bench:
                 raise Violation(f"{node.name} answered twice: {text}")
             finish(value, error)
 
-        send(node.replica, done)
+        def arrive() -> None:
+            if node.replica is not None:
+                send(node.replica, done)
+
+        self.world.after(0.0005, arrive, clock=node.clock)
+        self.world.after(timeout_s, finish, None, GaveUp("the client waits no longer"))
+
+    def _pause(self, client: Client) -> float:
+        """How long a client thinks; longer when all of them are ahead of the seed's measure of work."""
+        pause = client.think_s * client.rng.uniform(0.5, 1.5)
+        if self.asked > self.swarm.operations * self.now / self.swarm.seconds:
+            pause += client.rng.uniform(0.0, 1.0)
+        return pause
 
     def process_ended(self, node: SimNode) -> None:
         """A process was killed: its clients' connections are reset."""

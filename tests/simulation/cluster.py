@@ -361,17 +361,20 @@ class Simulation:
         limit = self.world.now + 20.0
         while unanswered := self.bench.unanswered():
             self._go_on(limit, f"answers to {unanswered[:3]}")
-        limit = self.world.now + 40.0
-        for workload in self.workloads:
-            while (missing := workload.missing()) is not None:
-                self._go_on(limit, f"{workload.name}: {missing}")
-        limit = self.world.now + 20.0
-        while not self._is_equal():
-            self._go_on(limit, "equal states")
+        limit = self.world.now + 60.0
+        while (missing := self._unsettled()) is not None:
+            self._go_on(limit, missing)
         replica = self.up()[0].replica
         assert replica is not None
         for workload in self.workloads:
             workload.finish(replica.store)
+
+    def _unsettled(self) -> str | None:
+        """What is still to come. All at once: a write that nobody waited for may be committed late."""
+        for workload in self.workloads:
+            if (missing := workload.missing()) is not None:
+                return f"{workload.name}: {missing}"
+        return None if self._is_equal() else "equal states"
 
     def _is_equal(self) -> bool:
         leader = self.leader()
