@@ -192,6 +192,10 @@ class SimNode:
 
     def blank(self) -> None:
         """A new, empty volume."""
+        if self.settings.expect == 1 and self.around.invariants.membership is not None:
+            # It needs nobody's pledge, so where discovery shows it nobody it would found a second cluster:
+            # whoever empties the volume of a lone founder takes its licence away (decision 0006).
+            self.settings = replace(self.settings, expect=0)
         self.repair()
         self.decayed = self.outdated = False
         self.disk.wipe()
