@@ -1,9 +1,12 @@
-"""Term and vote, in two checksummed copies of one file (RC-2, RC-72).
+"""Term, vote and the log's synced end, in two checksummed copies of one file (RC-2, RC-71, RC-72).
 
 Each copy has a page of its own, so that no write touches both. A change writes and syncs copy A, then
 copy B: a crash tears at most one of them, and the other is the old or the new state. At start the
 newest valid copy counts and both are written again; when neither is valid the node has lost its
 memory, and that is an error, never a fresh start (RC-49, RC-50).
+
+With them goes how far the log was synced when they were written. The log by itself cannot tell a
+synced frame that was lost from one that was never finished; up to there, this file can.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from kvnode.disk.files import SECTOR, File, FileSystem
+from kvnode.disk.log_format import NOWHERE, LogEnd
 from kvnode.errors import CorruptLog, InvariantBroken
 from kvnode.raft.types import HardState, NodeId, Term
 
@@ -21,15 +25,20 @@ VOTE_BYTES_MAX = 255
 
 _COPY_OFFSETS = (0, 4096)
 _FILE_BYTES = 8192
-_COPY = Struct("<8sIIQQ?B")  # magic, format, crc, number, term, voted, vote bytes
+_COPY = Struct("<8sIIQQ?B")  # magic, format, crc, number, term, voted, vote bytes; then the vote
+_END = Struct("<QQ")  # sequence, offset; in the sector's last bytes, zeros from a build without it
+_END_OFFSET = SECTOR - _END.size
 _MAGIC = b"kvnodhrd"
 _FORMAT = 1
+
+assert _COPY.size + VOTE_BYTES_MAX <= _END_OFFSET
 
 
 class _Copy(NamedTuple):
     number: int
     """Counts changes: the higher one is newer."""
     state: HardState
+    log_end: LogEnd
 
 
 class HardStateFile:
@@ -41,6 +50,8 @@ class HardStateFile:
         self._number = copy.number
         self.state = copy.state
         """What is durable."""
+        self.log_end = copy.log_end
+        """How far the log is known to be synced. It may be synced further."""
         self.syncs = 0
         """Number of syncs, for tests and metrics."""
 
@@ -51,7 +62,7 @@ class HardStateFile:
         try:
             file.preallocate(_FILE_BYTES)
             for offset in _COPY_OFFSETS:
-                file.pwrite(_encode(_Copy(0, HardState(Term(0), None))), offset)
+                file.pwrite(_encode(_Copy(0, HardState(Term(0), None), NOWHERE)), offset)
             file.sync()
         finally:
             file.close()
@@ -69,15 +80,13 @@ class HardStateFile:
                 f"{path}: missing, but {directory} holds a log: votes may be forgotten"
             )
         file = fs.open(path)
-        found = [_decode(file.pread(SECTOR, offset)) for offset in _COPY_OFFSETS]
-        copies = [copy for copy in found if copy is not None]
-        if not copies:
+        newest = _newest(file.pread(_FILE_BYTES, 0))
+        if newest is None:
             file.close()
             raise CorruptLog(
                 f"{path}: both copies, at offsets {_COPY_OFFSETS[0]} and {_COPY_OFFSETS[1]}, are "
                 f"damaged: this node no longer knows its votes and must be replaced (RC-72)"
             )
-        newest = max(copies, key=lambda copy: copy.number)
         hard_state = HardStateFile(file, newest)
         # Both are written again, also when they look right: they may have been read from the system's
         # cache, and the process before us may have died before its sync. A goes first, as always: if
@@ -85,15 +94,17 @@ class HardStateFile:
         hard_state._write(newest)
         return hard_state
 
-    def save(self, state: HardState) -> None:
-        """Make a state durable in both copies.
+    def save(self, state: HardState, log_end: LogEnd) -> None:
+        """Make a state durable in both copies, with the end of what is synced of the log.
 
         Raises:
-            InvariantBroken: See ``check_step``; nothing was written.
+            InvariantBroken: See ``check_step``, or the end would move back; nothing was written.
         """
         check_step(self.state, state)
-        if state != self.state:
-            self._write(_Copy(self._number + 1, state))
+        if log_end < self.log_end:
+            raise InvariantBroken(f"the log's end would move back from {self.log_end} to {log_end}")
+        if (state, log_end) != (self.state, self.log_end):
+            self._write(_Copy(self._number + 1, state, log_end))
 
     def close(self) -> None:
         """Release the file."""
@@ -105,7 +116,7 @@ class HardStateFile:
             self._file.pwrite(data, offset)
             self._file.sync()
             self.syncs += 1
-        self._number, self.state = copy
+        self._number, self.state, self.log_end = copy
 
 
 def check_step(old: HardState, new: HardState) -> None:
@@ -120,6 +131,19 @@ def check_step(old: HardState, new: HardState) -> None:
         raise InvariantBroken(f"a second vote in term {old.term}: {new.vote} after {old.vote}")
 
 
+def log_end_noted(data: bytes) -> LogEnd:
+    """How far the log was synced when a file with this content was written."""
+    newest = _newest(data)
+    return NOWHERE if newest is None else newest.log_end
+
+
+def _newest(data: bytes) -> _Copy | None:
+    """The valid copy with the higher number; None: both are damaged."""
+    found = [_decode(data[offset : offset + SECTOR]) for offset in _COPY_OFFSETS]
+    copies = (copy for copy in found if copy is not None)
+    return max(copies, key=lambda copy: copy.number, default=None)
+
+
 def _encode(copy: _Copy) -> bytes:
     """One sector; the checksum covers all of it except itself."""
     state = copy.state
@@ -127,7 +151,8 @@ def _encode(copy: _Copy) -> bytes:
     if len(vote) > VOTE_BYTES_MAX:
         raise InvariantBroken(f"a node id of {len(vote)} bytes; at most {VOTE_BYTES_MAX}")
     fields = (copy.number, state.term, state.vote is not None, len(vote))
-    blank = (_COPY.pack(_MAGIC, _FORMAT, 0, *fields) + vote).ljust(SECTOR, b"\0")
+    blank = (_COPY.pack(_MAGIC, _FORMAT, 0, *fields) + vote).ljust(_END_OFFSET, b"\0")
+    blank += _END.pack(*copy.log_end)
     return _COPY.pack(_MAGIC, _FORMAT, crc32(blank), *fields) + blank[_COPY.size :]
 
 
@@ -140,4 +165,5 @@ def _decode(sector: bytes) -> _Copy | None:
     if magic != _MAGIC or version != _FORMAT or crc32(blank) != checksum:
         return None
     vote = NodeId(sector[_COPY.size : _COPY.size + size].decode()) if voted else None
-    return _Copy(number, HardState(Term(term), vote))
+    log_end = LogEnd._make(_END.unpack_from(sector, _END_OFFSET))
+    return _Copy(number, HardState(Term(term), vote), log_end)

@@ -21,6 +21,8 @@ from kvnode.errors import CorruptLog, DiskFailed, DiskFull, InvariantBroken, Kvn
 from kvnode.ports import LogBase, Recovered
 from kvnode.raft.types import ZERO, Entry, HardState, Membership
 
+REST_S = 1.0
+"""After so many seconds without a call the end of the log is noted. See ``JournalCore.rest``."""
 OPERATIONS_MAX = 100_000
 """Calls that may wait in a ``ThreadJournal``. The driver's own bounds are far below (RC-67)."""
 
@@ -110,8 +112,28 @@ class JournalCore:
             return False
         return more
 
+    @property
+    def is_at_rest(self) -> bool:
+        """It is noted how far the log is synced, or can no longer be."""
+        return self.failure is not None or self._hard_state.log_end == self._log.end
+
+    def rest(self) -> None:
+        """Note durably how far the log is synced, for moments when nobody waits. Never raises.
+
+        What a disk loses of that afterwards is damage to the next start. Without the note the newest
+        frames, turned to zeros, would look like writes that a crash had cut off (RC-71).
+        """
+        if self.is_at_rest:
+            return
+        try:
+            self._check()
+            self._hard_state.save(self._hard_state.state, self._log.end)
+        except KvnodeError as error:
+            self.failure = error
+
     def close(self) -> None:
-        """Release the files. Everything that was reported durable is."""
+        """Release the files, at rest. Everything that was reported durable is."""
+        self.rest()
         self._log.close()
         self._hard_state.close()
 
@@ -149,7 +171,7 @@ class JournalCore:
             return
         self._check()
         if hard_state is not None:
-            self._hard_state.save(hard_state)
+            self._hard_state.save(hard_state, self._log.end)
         if entries:
             if entries[-1].term > self._hard_state.state.term:
                 raise InvariantBroken(
@@ -207,18 +229,23 @@ def open_journal(
         _create(fs, directory)
     hard_state = HardStateFile.open(fs, directory)
     try:
-        log, entries = RaftLog.open(fs, directory)
+        log, entries = RaftLog.open(fs, directory, hard_state.log_end)
     except KvnodeError:
         hard_state.close()
         raise
     core = JournalCore(log, hard_state, check)
     newest = entries[-1].id if entries else log.base.last
     if newest.term > hard_state.state.term:
-        core.close()
+        log.close()
+        hard_state.close()
         raise CorruptLog(
             f"{directory}/{HARD_STATE_NAME}: term {hard_state.state.term}, but the log is at "
             f"{newest}: an old copy of the file?"
         )
+    core.rest()
+    if core.failure is not None:
+        core.close()
+        raise core.failure
     return core, Recovered(hard_state.state, log.base, entries)
 
 
@@ -330,12 +357,16 @@ class ThreadJournal:
         """Take everything that waits, execute it as one group, report it, and again."""
         while True:
             with self._wake:
-                while not self._queue and not self._closing:
-                    self._wake.wait()
-                if not self._queue:
-                    return
+                notified = True
+                while notified and not self._queue and not self._closing:
+                    notified = self._wake.wait(None if self._core.is_at_rest else REST_S)
                 taken, self._queue = self._queue, []
                 failure = self._failure
+            if not taken:
+                if self._closing:
+                    return
+                self._core.rest()
+                continue
             if failure is None:
                 try:
                     self._core.run([operation for operation, _ in taken])

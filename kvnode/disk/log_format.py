@@ -118,6 +118,19 @@ class SegmentHeader(NamedTuple):
         return SegmentHeader(sequence, Index(first_index), size)
 
 
+class LogEnd(NamedTuple):
+    """A place in the log, behind a frame. Later places compare greater; the end never moves back."""
+
+    sequence: int
+    """The segment's; 0 is before the first."""
+    offset: int
+    """In bytes."""
+
+
+NOWHERE = LogEnd(0, 0)
+"""Before everything."""
+
+
 class Scan(NamedTuple):
     """What a segment holds."""
 

@@ -13,7 +13,9 @@ from kvnode.disk.base_file import BaseRecord, read_base, write_base
 from kvnode.disk.files import SECTOR, File, FileSystem
 from kvnode.disk.log_format import (
     ENTRY_BYTES_MAX,
+    NOWHERE,
     SEAL_BYTES,
+    LogEnd,
     Scan,
     SegmentHeader,
     encode_frame,
@@ -89,11 +91,18 @@ class RaftLog:
         write_base(fs, directory, BaseRecord(base, 1))
 
     @staticmethod
-    def open(fs: FileSystem, directory: str) -> tuple[RaftLog, list[Entry]]:
+    def open(
+        fs: FileSystem, directory: str, synced: LogEnd = NOWHERE
+    ) -> tuple[RaftLog, list[Entry]]:
         """Read a log back; its entries are contiguous, from ``base.last.index + 1``.
 
         A torn last frame, which nobody was ever told about, is cut and its place is zeroed. What is
         returned is durable.
+
+        Args:
+            fs: Where it is.
+            directory: Its path.
+            synced: It is known to have been synced up to here; less is damage.
 
         Raises:
             CorruptLog: Anything else that is not what was written: file and offset are in the text.
@@ -125,6 +134,12 @@ class RaftLog:
                 f"{directory}: the segment after {segments[-1].path} is missing; it was sealed at "
                 f"offset {scanned.end}"
             )
+        end = LogEnd(segments[-1].sequence, scanned.end)
+        if end < synced:
+            raise CorruptLog(
+                f"{segments[-1].path}: the log ends at offset {end.offset} of segment {end.sequence}, "
+                f"but was synced up to {synced.offset} of {synced.sequence}: synced data are missing"
+            )
         entries = replay.finish()
         log = RaftLog(fs, directory, record, segments)
         log._offset = scanned.end
@@ -142,6 +157,11 @@ class RaftLog:
     def base(self) -> LogBase:
         """Where the log starts."""
         return self._record.base
+
+    @property
+    def end(self) -> LogEnd:
+        """Up to here it is synced. After an error: up to here it was."""
+        return LogEnd(self._live[-1].sequence, self._offset)
 
     def close(self) -> None:
         """Release the file. Does not sync: everything was."""

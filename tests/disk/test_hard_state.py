@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.disk.hard_state import HardStateFile
+from kvnode.disk.files import SECTOR
+from kvnode.disk.hard_state import VOTE_BYTES_MAX, HardStateFile
+from kvnode.disk.log_format import NOWHERE, LogEnd
 from kvnode.errors import CorruptLog, InvariantBroken
 from kvnode.raft.types import HardState, NodeId, Term
 from tests.disk.crash_disk import CrashDisk, MachineStopped
@@ -43,7 +45,7 @@ def test_the_last_saved_state_is_read_back(saves: list[tuple[int, str | None]]) 
     disk = fresh()
     file = HardStateFile.open(disk, "/d")
     for term, vote in sorted(dict(saves).items()):
-        file.save(state(term, vote))
+        file.save(state(term, vote), NOWHERE)
     disk.crash()
     assert read(disk) == file.state
 
@@ -52,15 +54,44 @@ def test_a_term_never_falls_and_a_vote_is_never_changed() -> None:
     """RC-2, RC-75: asked for it, the file refuses and writes nothing."""
     disk = fresh()
     file = HardStateFile.open(disk, "/d")
-    file.save(state(5, "a"))
+    file.save(state(5, "a"), NOWHERE)
     operations = disk.operations
     for bad in (state(4), state(4, "a"), state(5, "b"), state(5)):
         with pytest.raises(InvariantBroken):
-            file.save(bad)
+            file.save(bad, NOWHERE)
     assert disk.operations == operations
-    file.save(state(6))
-    file.save(state(6, "b"))
+    file.save(state(6), NOWHERE)
+    file.save(state(6, "b"), NOWHERE)
     assert read(disk) == state(6, "b")
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**60), st.integers(0, 2**60)), min_size=1))
+def test_the_end_of_the_log_is_read_back_and_never_moves_back(
+    ends: list[tuple[int, int]],
+) -> None:
+    disk = fresh()
+    file = HardStateFile.open(disk, "/d")
+    for end in ends:
+        if LogEnd(*end) < file.log_end:
+            with pytest.raises(InvariantBroken, match="would move back"):
+                file.save(file.state, LogEnd(*end))
+        else:
+            file.save(file.state, LogEnd(*end))
+    disk.crash()
+    again = HardStateFile.open(disk, "/d")
+    assert (again.state, again.log_end) == (state(0), max(ends))
+
+
+def test_a_file_of_a_build_that_noted_no_end_is_read() -> None:
+    """Its sectors end in zeros, which are nowhere; and the longest vote leaves that place alone."""
+    disk = fresh()
+    file = HardStateFile.open(disk, "/d")
+    file.save(state(3, "v" * VOTE_BYTES_MAX), NOWHERE)
+    assert not any(disk.inode(PATH).durable[SECTOR - 16 : SECTOR])
+    file.save(state(4, "v" * VOTE_BYTES_MAX), LogEnd(2**64 - 1, 2**64 - 1))
+    again = HardStateFile.open(disk, "/d")
+    assert again.state == state(4, "v" * VOTE_BYTES_MAX)
+    assert again.log_end == (2**64 - 1, 2**64 - 1)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
@@ -68,11 +99,11 @@ def test_a_disk_that_garbles_the_sector_it_was_writing_leaves_the_other_copy(at:
     """RC-72: no write may touch both copies, and one is synced before the other is begun."""
     disk = fresh()
     file = HardStateFile.open(disk, "/d")
-    file.save(state(5, "a"))
+    file.save(state(5, "a"), NOWHERE)
     disk.operations = 0
     disk.crash_at = at + 1
     with contextlib.suppress(MachineStopped):
-        file.save(state(6, "b"))
+        file.save(state(6, "b"), NOWHERE)
     inode = disk.inode(PATH)
     garbled = bytearray(inode.durable)
     for sector in inode.dirty:
@@ -86,7 +117,7 @@ def test_a_disk_that_garbles_the_sector_it_was_writing_leaves_the_other_copy(at:
 @given(st.sets(st.integers(0, 8192 * 8 - 1), min_size=1, max_size=3))
 def test_one_damaged_copy_is_repaired_from_the_other(bits: set[int]) -> None:
     disk = fresh()
-    HardStateFile.open(disk, "/d").save(state(7, "a"))
+    HardStateFile.open(disk, "/d").save(state(7, "a"), NOWHERE)
     good = bytes(disk.inode(PATH).durable)
     damaged = bytearray(good)
     for bit in bits:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.disk.files import OsFileSystem
+from kvnode.disk import journal as journal_module
+from kvnode.disk.files import SECTOR, OsFileSystem
 from kvnode.disk.journal import (
     Compact,
     JournalCore,
@@ -240,6 +241,141 @@ class Calls:
             while len(self.seen) < count:
                 self._changed.clear()
                 await self._changed.wait()
+
+
+def segment_of(disk: CrashDisk) -> tuple[str, bytes]:
+    path = max(name for name in disk.files() if name.endswith(".seg"))
+    return path, bytes(disk.inode(path).durable)
+
+
+def lost_sectors(disk: CrashDisk) -> Iterator[int]:
+    """Lose each sector of the log's frames, in turn: the disk gives zeros for it. Yields where it is."""
+    path, good = segment_of(disk)
+    everything = {name: bytes(disk.inode(name).durable) for name in disk.files()}
+    for at in range(SECTOR, len(good.rstrip(b"\0")), SECTOR):
+        disk.damage(path, good[:at] + bytes(SECTOR) + good[at + SECTOR :])
+        yield at
+        for name, content in everything.items():
+            disk.damage(name, content)
+
+
+def with_three_frames() -> tuple[CrashDisk, JournalCore]:
+    disk, core = fresh()
+    for number, size in ((1, 900), (2, 30), (3, 1400)):
+        core.run([Save(None, [entry(number, data=b"v" * size)])])
+    return disk, core
+
+
+@pytest.mark.parametrize("how", ["rest", "close", "a later term"])
+def test_what_is_lost_of_a_log_at_rest_is_damage(how: str) -> None:
+    """RC-71: the newest frames, turned to zeros, are no write that a crash cut off."""
+    disk, core = with_three_frames()
+    if how == "rest":
+        core.rest()
+    elif how == "close":
+        core.close()
+    else:
+        core.run([Save(HardState(Term(2), NodeId("a")), [])])
+    disk.crash()
+    places = 0
+    for places, _ in enumerate(lost_sectors(disk), start=1):  # noqa: B007
+        with pytest.raises(CorruptLog, match=r"\.seg: "):
+            open_journal(disk, "/d/raft", fresh=False)
+    assert places >= 5
+    assert len(read(disk).entries) == 3
+
+
+def test_without_a_rest_the_newest_frame_is_taken_for_torn() -> None:
+    """The limit: what a power cut leaves of a write, and damage to the newest one, look alike."""
+    disk, _ = with_three_frames()
+    disk.crash()
+    kept = []
+    for _ in lost_sectors(disk):
+        try:
+            core, found = open_journal(disk, "/d/raft", fresh=False)
+        except CorruptLog:
+            continue
+        core.close()
+        kept.append(len(found.entries))
+    assert kept, "else the mark is not needed any more"
+    assert set(kept) <= {1, 2}, "frames that share a sector with the newest one"
+
+
+def test_a_log_with_an_older_end_than_the_hard_state_is_refused() -> None:
+    """An old copy of a segment, or a copy of a directory that was taken while it changed."""
+    disk, core = fresh()
+    core.run([Save(None, [entry(1)])])
+    path, old = segment_of(disk)
+    core.run([Save(None, [entry(2)])])
+    core.close()
+    disk.damage(path, old)
+    with pytest.raises(CorruptLog, match=r"was synced up to \d+ of 1: synced data are missing"):
+        open_journal(disk, "/d/raft", fresh=False)
+
+
+def test_a_rest_with_nothing_new_writes_nothing() -> None:
+    disk, core = with_three_frames()
+    assert not core.is_at_rest
+    core.rest()
+    assert core.is_at_rest
+    operations = disk.operations
+    core.rest()
+    assert disk.operations == operations
+    core.run([Save(None, [entry(4)])])
+    assert not core.is_at_rest
+
+
+def test_a_rest_that_fails_is_the_next_call_s_error() -> None:
+    """RC-8."""
+    disk, core = with_three_frames()
+    disk.fail_at = disk.operations + 2
+    core.rest()
+    assert isinstance(core.failure, DiskFailed)
+    with pytest.raises(DiskFailed):
+        core.run([Save(None, [entry(4)])])
+    assert core.is_at_rest, "nothing more is tried"
+    core.close()
+    assert disk.after_failure == 0
+    assert len(read(disk).entries) == 3
+
+
+def test_a_directory_that_was_taken_over_is_not_written_to_at_rest() -> None:
+    """RC-52."""
+    owner = [True]
+
+    def check() -> None:
+        if not owner:
+            raise DirectoryInUse("another process")
+
+    disk, core = fresh(check)
+    core.run([Save(None, [entry(1)])])
+    owner.clear()
+    operations = disk.operations
+    core.close()
+    assert disk.operations == operations
+
+
+async def test_the_thread_rests_when_nobody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "REST_S", 0.01)
+    disk = CrashDisk(capacity=1 << 20)
+    core, _ = open_journal(disk, "/d/raft", fresh=True)
+    journal = ThreadJournal(core, asyncio.get_running_loop())
+    calls = Calls()
+    journal.save(TERM_1, [entry(1), entry(2, data=b"v" * 3000)], calls.done(0))
+    await calls.wait(1)
+    path, _ = segment_of(disk)
+    async with asyncio.timeout(10):
+        while not core.is_at_rest:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0.001)
+    operations = disk.operations
+    await asyncio.sleep(0.05)
+    assert disk.operations == operations, "once is enough"
+    journal.close()
+    disk.crash()
+    good = segment_of(disk)[1]
+    disk.damage(path, good[: 2 * SECTOR].ljust(len(good), b"\0"))
+    with pytest.raises(CorruptLog, match="synced data are missing"):
+        open_journal(disk, "/d/raft", fresh=False)
 
 
 async def test_completions_come_in_order_in_a_later_turn(journal: ThreadJournal) -> None:

@@ -119,6 +119,8 @@ def play(disk: CrashDisk, groups: list[tuple[list[Operation], list[Recovered]]])
             core.run(group)
             allowed = states[-1:]
             core.maintain()
+            if len(group) == 1:
+                core.rest()
         return Outcome(allowed, opened, stopped=core.failure is not None)
     except MachineStopped:
         return Outcome(allowed, opened, stopped=True)
@@ -128,6 +130,7 @@ def play(disk: CrashDisk, groups: list[tuple[list[Operation], list[Recovered]]])
                 core.run(groups[0][0])
             assert again.value is core.failure, "every later call fails with the same error"
             core.maintain()
+            core.rest()
         return Outcome(allowed, opened, stopped=True)
 
 

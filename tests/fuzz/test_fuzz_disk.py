@@ -19,7 +19,7 @@ from kvnode.disk.base_file import BaseRecord, decode_base, encode_base
 from kvnode.disk.files import SECTOR
 from kvnode.disk.hard_state import HARD_STATE_NAME, HardStateFile
 from kvnode.disk.identity import IDENTITY_NAME, open_identity
-from kvnode.disk.log_format import encode_frame, encode_seal
+from kvnode.disk.log_format import LogEnd, encode_frame, encode_seal
 from kvnode.disk.raft_log import RaftLog
 from kvnode.disk.snapshots import FileSnapshotStore
 from kvnode.errors import CorruptLog, ForeignDirectory
@@ -161,7 +161,7 @@ def hard_state_case(rng: random.Random) -> None:
     states = [HardState(Term(0), None)]
     for term in range(1, rng.randrange(2, 5)):
         states.append(HardState(Term(term), NodeId("a" * rng.choice((1, 36, 255)))))
-        hard_state.save(states[-1])
+        hard_state.save(states[-1], LogEnd(term, rng.choice((0, 512, 2**64 - 1))))
     path = f"/d/{HARD_STATE_NAME}"
     files.files[path] = bytearray(mutate(rng, bytes(files.files[path])))
     try:
@@ -170,6 +170,7 @@ def hard_state_case(rng: random.Random) -> None:
         names(error, path)
         return
     assert found.state == states[-1], "both copies were equal: an older state is nowhere"
+    assert found.log_end == hard_state.log_end
 
 
 def identity_case(rng: random.Random) -> None:

@@ -14,7 +14,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest import mock
 
+from kvnode.disk import raft_log
+from kvnode.disk.files import FileSystem
 from kvnode.disk.journal import JournalCore
+from kvnode.disk.log_format import LogEnd
 from kvnode.errors import DiskFailed
 from kvnode.raft import confchange, election, rawnode, read_index, replication
 from kvnode.raft import core as raft_core
@@ -353,6 +356,28 @@ def _drops_unflushed(self: Upkeep, now: float) -> None:
         self._drop(Index(replica.store.applied_index))
 
 
+_real_save = JournalCore._save
+_real_open = raft_log.RaftLog.open
+
+
+def _notes_the_end_first(
+    self: JournalCore, hard_state: HardState | None, entries: list[Entry]
+) -> None:
+    """A crash before the sync then looks like damage (RC-71)."""
+    if entries:
+        sequence, offset = self._log.end
+        offset += sum(size for _, size in raft_log._frames(entries))
+        self._hard_state.save(hard_state or self._hard_state.state, LogEnd(sequence, offset))
+    _real_save(self, None if entries else hard_state, entries)
+
+
+def _believes_any_end(
+    fs: FileSystem, directory: str, _synced: LogEnd
+) -> tuple[raft_log.RaftLog, list[Entry]]:
+    """Frames that read as zeros were never finished, whatever was noted of them (RC-71)."""
+    return _real_open(fs, directory)
+
+
 def _same_id_again(_self: Simulation, name: str) -> str:
     """A node whose volume was lost votes under its old id (RC-49)."""
     return f"{name}.1"
@@ -604,6 +629,22 @@ MUTANTS: tuple[Mutant, ...] = (
         40,
         replacing(Upkeep, "_compact", _drops_unflushed),
         ("power", "crash_all"),
+    ),
+    Mutant(
+        "note an end of the log that is not synced",
+        "RC-71",
+        "cluster",
+        40,
+        replacing(JournalCore, "_save", _notes_the_end_first),
+        ("power", "crash_all"),
+    ),
+    Mutant(
+        "believe whatever end the log has",
+        "RC-71",
+        "cluster",
+        150,
+        replacing(raft_log.RaftLog, "open", _believes_any_end),
+        ("misdirect",),
     ),
     Mutant(
         "an old id on an empty disk",

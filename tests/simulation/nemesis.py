@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvnode.disk.files import SECTOR
+from kvnode.disk.hard_state import log_end_noted
+from kvnode.disk.log_format import LogEnd, SegmentHeader, scan
 from kvnode.errors import KvnodeError
 from kvnode.raft.types import Membership, NodeId
 from tests.simulation.clock import derive
@@ -325,6 +327,10 @@ class Nemesis:
         source, target = self.rng.choice(sorted(files)), self.rng.choice(sorted(files))
         written = [max(1, len(files[path].rstrip(b"\0")) // SECTOR) for path in (source, target)]
         at, to = (SECTOR * self.rng.randrange(count) for count in written)
+        if not files[source][at : at + SECTOR].strip(b"\0") and _is_log_tail(files, target, to):
+            self.sim.note("damage that a crash could have left")
+            self._restart_later(node)
+            return
         self.sim.trace(f"{node.name}: {source} at {at} was written to {target} at {to}")
         node.disk.misdirect(source, at, target, to)
         node.decayed = True
@@ -466,3 +472,18 @@ class Nemesis:
         weather = self.sim.network.weather
         weather.slow, weather.slow_max, weather.reorder = 0.1, 10.0, True
         self.sim.world.after(self.rng.uniform(0.2, 3.0), self.calm)
+
+
+def _is_log_tail(files: dict[str, bytes], path: str, at: int) -> bool:
+    """Whether nothing on the disk tells zeros there from a last write that a crash cut off (RC-71).
+
+    That is so for the newest frame, and those that share its sectors, until the journal notes at rest
+    how far it was synced (``kvnode/disk/DESIGN.md``, "Torn or damaged?").
+    """
+    if not path.endswith(".seg"):
+        return False
+    header = SegmentHeader.decode(files[path], path)
+    noted = max(log_end_noted(data) for name, data in files.items() if name.endswith("hard_state"))
+    if LogEnd(header.sequence, at) < noted:
+        return False
+    return at + SECTOR > scan(files[path], header, path).last

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from kvnode.disk.journal import Compact, JournalCore, Operation, Reset, Save
+from kvnode.disk.journal import REST_S, Compact, JournalCore, Operation, Reset, Save
 from kvnode.errors import InvariantBroken, KvnodeError
 from kvnode.ports import Done, LogBase
 from kvnode.raft.types import Entry, HardState
@@ -49,6 +49,7 @@ class SimJournal:
         self._undelivered = 0
         self._failure: KvnodeError | None = None
         self.groups = 0
+        self._rests = False
 
     def save(
         self,
@@ -103,6 +104,20 @@ class SimJournal:
             self._begin()
         elif self._failure is None:
             self._core.maintain()
+            self._rest_later()
+
+    def _rest_later(self) -> None:
+        if not self._rests:
+            self._rests = True
+            self._clock.call_later(REST_S, self._rest, self.groups)
+
+    def _rest(self, groups: int) -> None:
+        """Nothing was written for one to two times the real journal's pause."""
+        self._rests = False
+        if groups != self.groups or self._running or self._queue:
+            self._rest_later()
+        else:
+            self._core.rest()
 
     def _deliver(
         self, dones: list[Callable[[KvnodeError | None], None]], failure: KvnodeError | None
@@ -113,10 +128,11 @@ class SimJournal:
 
     def die(self) -> None:
         """The process is killed: the group under way got as far as it got."""
-        if self._running and self._failure is None and self._rng.random() < 0.7:
+        if (self._running or self._rests) and self._failure is None and self._rng.random() < 0.7:
             self._disk.crash_after = self._rng.randrange(OPERATIONS_OF_A_JOB)
             with contextlib.suppress(SimCrash, KvnodeError):
                 self._core.run([operation for operation, _ in self._running])
+                self._core.rest()
         self._queue.clear()
         self._running.clear()
 

@@ -19,6 +19,7 @@ import pytest
 
 from kvnode.disk.data_dir import DataDir
 from kvnode.disk.files import OsFileSystem
+from kvnode.disk.hard_state import log_end_noted
 from kvnode.disk.journal import JournalCore, Operation, Reset, Save
 from kvnode.disk.rocks_engine import RocksEngineFactory, RocksSettings
 from kvnode.disk.snapshots import FileSnapshotStore
@@ -68,6 +69,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await asyncio.sleep(1.5)  # a round of compaction, which comes once a second
             for number in range(KEYS, KEYS + 60):
                 await put(made, node, number)
+            async with asyncio.timeout(30):
+                while not is_at_rest(node.data / "raft"):  # noqa: ASYNC110  # files tell nobody
+                    await asyncio.sleep(0.1)
             node.kill()
             return node.data
 
@@ -80,6 +84,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(list((path / "raft").glob("*.seg"))) >= 1
     assert list((path / "state" / "1").glob("*.sst")), "the store was flushed into tables"
     return path
+
+
+def is_at_rest(raft: Path) -> bool:
+    """Whether the hard state says that the log is synced to the end of its last frame."""
+    last = max(raft.glob("*.seg"))
+    noted = log_end_noted((raft / "hard_state").read_bytes())
+    return noted == (int(last.name.partition("-")[0]), len(last.read_bytes().rstrip(b"\0")))
 
 
 class DirectJournal:
@@ -167,9 +178,15 @@ def flip_or_cut(rng: random.Random, path: Path) -> str:
     # Most of a segment is zeros that wait: half of the damage goes where something was written.
     used = len(data.rstrip(b"\0")) if rng.random() < 0.5 else len(data)
     at = rng.randrange(max(1, used))
-    if rng.random() < 0.4:
+    dice = rng.random()
+    if dice < 0.3:
         del data[at:]
         what = f"cut to {at}"
+    elif dice < 0.5:
+        size = rng.choice((512, 4096, len(data)))
+        at -= at % min(size, 4096)
+        data[at : at + size] = bytes(len(data[at : at + size]))
+        what = f"{size} bytes at {at} read as zeros"
     else:
         bit = rng.randrange(8)
         data[at] ^= 1 << bit
