@@ -116,8 +116,10 @@ class Progress:
         """The follower refused an AppendEntries after ``prev_index``; go on at ``next_index``.
 
         Returns:
-            False when the refusal is stale and must be ignored (RC-26).
+            False when the refusal is stale and must be ignored (RC-26), or a snapshot is on its way.
         """
+        if self.state is ProgressState.SNAPSHOT:
+            return False
         if prev_index <= self.match_index:
             return False  # It holds that entry durably, so this was said before it did.
         if self.state is ProgressState.REPLICATE:

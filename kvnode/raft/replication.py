@@ -39,14 +39,14 @@ def has_appends(core: Core) -> bool:
 
 
 def _send_append(core: Core, node: NodeId, progress: Progress) -> bool:
-    """Send one AppendEntries, maybe empty, or ask for a snapshot. False: nothing more for now."""
+    """Send one AppendEntries, maybe empty. False: nothing more for now."""
     config = core.config
     if progress.is_paused(config.inflight_messages_max, config.inflight_bytes_max):
         return False
     prev_index = Index(progress.next_index - 1)
     prev_term = core.log.term_at(prev_index)
     if prev_term is None:
-        _send_snapshot(core, node, progress)
+        _ask_about_base(core, node, progress)
         return False
     stop = Index(core.log.last_index + 1)
     entries = (
@@ -62,6 +62,20 @@ def _send_append(core: Core, node: NodeId, progress: Progress) -> bool:
     progress.sent(last, sum(map(entry_bytes, entries)), len(entries), core.tick_count)
     progress.commit_sent = min(commit, last)
     return bool(entries)
+
+
+def _ask_about_base(core: Core, node: NodeId, progress: Progress) -> None:
+    """What it may lack is compacted away: ask whether it holds the log's base, where the log begins.
+
+    Only its refusal leads to a snapshot. A follower whose answers were lost may hold more than it could
+    say; it would refuse a snapshot that brings it nothing, and that refusal says nothing either.
+    """
+    base = core.log.base
+    progress.become_probe()
+    progress.next_index = Index(base.index + 1)
+    progress.commit_sent = base.index
+    core.send(AppendEntries(core.id, node, core.term, base, (), core.log.commit_index))
+    progress.await_answer(core.tick_count)
 
 
 def _send_snapshot(core: Core, node: NodeId, progress: Progress) -> None:
@@ -121,11 +135,15 @@ def handle_append_reply(core: Core, message: AppendEntriesReply) -> None:
         return
     progress.heard(core.tick_count)
     if message.rejected:
-        hint = message.match_index
-        if hint > core.log.base.index:
+        hint, base = message.match_index, core.log.base.index
+        if hint > base:
             hint = core.log.find_conflict(hint, message.hint_term).index
-        # A hint from before our log leads straight to a snapshot.
-        if progress.refused(message.prev_index, Index(hint + 1)):
+        probed = progress.state is ProgressState.PROBE
+        if not progress.refused(message.prev_index, Index(hint + 1)):
+            return
+        if probed and progress.next_index <= base:
+            _send_snapshot(core, message.sender, progress)
+        else:
             _send_append(core, message.sender, progress)
         return
     if message.match_index > core.log.last_index:

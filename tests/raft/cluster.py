@@ -269,6 +269,10 @@ class Cluster:
             self.on_send(message)
             if isinstance(message, InstallSnapshot):
                 message = self._newest_snapshot(node, message)
+                if self._is_useless(message):
+                    node.raw.report_snapshot(message.to, None)
+                    self.on_drop(message)
+                    continue
             self.network.append(message)
 
     def _newest_snapshot(self, node: Node, message: InstallSnapshot) -> InstallSnapshot:
@@ -278,6 +282,16 @@ class Cluster:
         term = log.term_at(index)
         assert term is not None
         return message._replace(meta=SnapshotMeta(LogId(index, term), log.membership_at(index)))
+
+    def _is_useless(self, message: InstallSnapshot) -> bool:
+        """Whether the receiver's driver refuses the stream at its beginning; its core does not hear of it."""
+        target = self.nodes.get(message.to)
+        cut = (message.sender, message.to) in self.cuts
+        return (
+            target is not None
+            and (target.up and not cut)
+            and message.meta.last.index <= target.raw.log.commit_index
+        )
 
     def deliver(self, message: Message) -> None:
         """Hand one message over, whatever the network thinks of it; nothing happens when it is cut."""

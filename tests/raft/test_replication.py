@@ -27,6 +27,12 @@ def accept(sender: int, term: int, match: int) -> AppendEntriesReply:
     )
 
 
+def refuse(sender: int, term: int, prev: int, hint: int) -> AppendEntriesReply:
+    return AppendEntriesReply(
+        nid(sender), nid(1), Term(term), Index(prev), True, Index(hint), Term(term)
+    )
+
+
 def test_all_proposals_of_a_turn_travel_in_one_message() -> None:
     """Batching is what makes one sync serve many."""
     cluster = Cluster(3)
@@ -264,15 +270,40 @@ def test_a_follower_is_never_stuck(lost: str) -> None:
 
 
 def behind_the_base(**config: int) -> Cluster:
-    """n3 lacks entries that n1 has compacted, and n1 has not noticed yet."""
+    """n3 lacks entries that n1 has compacted, and has just said so."""
     cluster = Cluster(3, **config)
     cluster.elect(1)
     cluster.isolate(3)
     for number in range(6):
         cluster.propose(1, str(number))
     cluster.compact(1, 5)
-    cluster[1].raw.report_unreachable(nid(3))
+    leader = cluster[1]
+    leader.raw.report_unreachable(nid(3))
+    (asked,) = said(leader, AppendEntries, to=3)
+    assert (asked.prev, asked.entries) == (lid(5, 1), ())
+    leader.raw.step(refuse(3, 1, prev=5, hint=1))
     return cluster
+
+
+def test_a_follower_that_holds_more_than_it_could_say_is_counted() -> None:
+    """RC-27: a snapshot would bring it nothing, and it refuses such without a word, again and again."""
+    cluster = Cluster(3)
+    leader = cluster.elect(1)
+    cluster.isolate(3)
+    for number in range(3):
+        cluster.propose(1, str(number))
+    cluster.heal()
+    leader.raw.report_unreachable(nid(3))
+    (entries,) = said(leader, AppendEntries, to=3)
+    cluster.deliver(entries)
+    cluster.network.clear()  # its answer is lost
+    assert cluster.raw(3).log.commit_index == 4
+    cluster.compact(1, 4)
+    cluster.isolate(2)
+    cluster.propose(1, "needs n3")
+    cluster.run(4)
+    assert leader.raw.progress_state(nid(3)) == "replicate"
+    assert leader.raw.log.commit_index == 5
 
 
 def test_what_is_compacted_is_replaced_by_a_snapshot_with_its_membership() -> None:
@@ -307,7 +338,21 @@ def test_a_failed_snapshot_is_tried_again_after_a_sign_of_life_only() -> None:
     leader.raw.tick()
     leader.handle()
     leader.raw.step(HeartbeatReply(nid(3), nid(1), Term(1), 0))
+    (asked,) = said(leader, AppendEntries, to=3)
+    leader.raw.step(refuse(3, 1, prev=asked.prev.index, hint=1))
     assert said(leader, InstallSnapshot)
+
+
+def test_a_late_refusal_does_not_bring_a_second_snapshot() -> None:
+    cluster = behind_the_base()
+    leader = cluster[1]
+    assert said(leader, InstallSnapshot)
+    leader.raw.step(refuse(3, 1, prev=5, hint=1))
+    assert not leader.handle()
+    leader.raw.report_snapshot(nid(3), Index(7))
+    assert leader.raw.progress_state(nid(3)) == "probe"
+    leader.raw.step(refuse(3, 1, prev=5, hint=1))
+    assert not said(leader, InstallSnapshot)
 
 
 def test_a_late_acknowledgement_ends_the_wait_for_a_snapshot() -> None:

@@ -361,7 +361,7 @@ class Simulation:
         limit = self.world.now + 20.0
         while unanswered := self.bench.unanswered():
             self._go_on(limit, f"answers to {unanswered[:3]}")
-        limit = self.world.now + 60.0
+        limit = self.world.now + 40.0
         while (missing := self._unsettled()) is not None:
             self._go_on(limit, missing)
         replica = self.up()[0].replica

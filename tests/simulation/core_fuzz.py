@@ -307,6 +307,10 @@ class CoreFuzz:
         sender = self.nodes.get(message.sender)
         if isinstance(message, InstallSnapshot) and sender is not None and sender.up:
             arrived = not lost and target is not None and target.up
+            if arrived and target.raw.log.commit_index >= message.meta.last.index:
+                # It brings nothing: the receiver's driver refuses it, unless that came late.
+                arrived = rng.random() < self.mix.drop
+                lost = not arrived
             sender.raw.report_snapshot(message.to, message.meta.last.index if arrived else None)
             self._turn(sender)
         if lost or target is None or not target.up:

@@ -18,6 +18,13 @@ REGRESSIONS: dict[int, str] = {
     2010: "an uncommitted removal was told to the removed node, which set its data aside for good",
     600006: "a new leader's wait for its first commit was taken from the time of a check reported since",
     6009: "an uncommitted removal of the next leader was taken back, and nobody dialled it again",
+    77000218: "a leader that missed its answers offered a follower snapshots that it did not need, for ever",
+    63057385838: "the newest write of a log, turned to zeros at rest, was taken for one that a crash cut off",
+    139554652: "the simulator tried one of a peer's addresses for a snapshot, twice the old one",
+    299399239090: "the workload of locks remembered a lock-delay that the next lock had ended",
+    299399239144: "the same, by another way",
+    284874820192: "a request on its way when the clients stopped was not waited for",
+    324703084363: "a founder of one founded again on an emptied volume: decision 0006 says who may",
     220: "two new machines founded a second cluster while the first one was down",
 }
 
