@@ -10,9 +10,10 @@ Vocabulary:
 - *Segment*: one preallocated file of the log. *Frame*: the unit of a sync inside it, one or more
   entries with one checksum. *Seal*: the frame that closes a segment.
 - *Base*: where the log starts; a small file that also names the first segment that counts.
-- *Hard state*: term and vote, in two copies.
+- *Hard state*: term and vote, in two copies; with them the log's *synced end*.
 - *Journal*: log, base and hard state behind one queue. *Group commit*: calls that wait together share
   one sync.
+- *At rest*: the synced end is noted. What is lost before it is damage, never torn.
 - *Torn*: written partly when the machine stopped, so never reported durable. *Damaged*: anything else
   that is not what was written.
 - *Set aside*: the data of a removed or damaged incarnation, moved away and never deleted.
