@@ -362,10 +362,11 @@ class ThreadJournal:
                     notified = self._wake.wait(None if self._core.is_at_rest else REST_S)
                 taken, self._queue = self._queue, []
                 failure = self._failure
-            if not taken:
-                if self._closing:
+                if not taken and self._closing:
                     return
-                self._core.rest()
+            if not taken:
+                if failure is None:
+                    self._core.rest()
                 continue
             if failure is None:
                 try:

@@ -378,6 +378,24 @@ async def test_the_thread_rests_when_nobody_calls(monkeypatch: pytest.MonkeyPatc
         open_journal(disk, "/d/raft", fresh=False)
 
 
+async def test_a_call_and_a_close_that_come_while_the_thread_rests_are_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "REST_S", 0.0)
+    disk = CrashDisk(capacity=1 << 20)
+    calls = Calls()
+    for number in range(1, 100):
+        core, found = open_journal(disk, "/d/raft", fresh=number == 1)
+        assert len(found.entries) == number - 1
+        journal = ThreadJournal(core, asyncio.get_running_loop())
+        journal.save(HardState(Term(number), None), [], calls.done(0))
+        await calls.wait(2 * number - 1)
+        journal.save(None, [entry(number, number)], calls.done(number))
+        journal.close()
+        await calls.wait(2 * number)
+    assert all(error is None for _, error in calls.seen)
+
+
 async def test_completions_come_in_order_in_a_later_turn(journal: ThreadJournal) -> None:
     _: Journal = journal
     calls = Calls()
