@@ -8,6 +8,7 @@ the same core on virtual time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -118,7 +119,8 @@ class JournalCore:
         return self.failure is not None or self._hard_state.log_end == self._log.end
 
     def rest(self) -> None:
-        """Note durably how far the log is synced, for moments when nobody waits. Never raises.
+        """Note durably how far the log is synced, for moments when nobody waits. Never raises; the next
+        call does, if it fails.
 
         What a disk loses of that afterwards is damage to the next start. Without the note the newest
         frames, turned to zeros, would look like writes that a crash had cut off (RC-71).
@@ -130,6 +132,8 @@ class JournalCore:
             self._hard_state.save(self._hard_state.state, self._log.end)
         except KvnodeError as error:
             self.failure = error
+        except Exception as error:  # noqa: BLE001  # the thread must live to report it
+            self.failure = InvariantBroken(f"the journal broke: {error!r}")
 
     def close(self) -> None:
         """Release the files, at rest. Everything that was reported durable is."""
@@ -354,7 +358,7 @@ class ThreadJournal:
             self._wake.notify()
 
     def _work(self) -> None:
-        """Take everything that waits, execute it as one group, report it, and again."""
+        """Take everything that waits, execute it as one group, report it, and again; or rest a while."""
         while True:
             with self._wake:
                 notified = True
@@ -364,15 +368,13 @@ class ThreadJournal:
                 failure = self._failure
                 if not taken and self._closing:
                     return
-            if not taken:
-                if failure is None:
-                    self._core.rest()
-                continue
             if failure is None:
-                try:
-                    self._core.run([operation for operation, _ in taken])
-                except KvnodeError as error:
-                    failure = error
+                if taken:
+                    with contextlib.suppress(KvnodeError):
+                        self._core.run([operation for operation, _ in taken])
+                else:
+                    self._core.rest()
+                failure = self._core.failure
             try:
                 self._loop.call_soon_threadsafe(
                     self._complete_group, [done for _, done in taken], failure

@@ -378,6 +378,35 @@ async def test_the_thread_rests_when_nobody_calls(monkeypatch: pytest.MonkeyPatc
         open_journal(disk, "/d/raft", fresh=False)
 
 
+async def test_an_empty_call_after_a_rest_that_failed_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RC-8: a node that writes nothing must hear of it as well."""
+    monkeypatch.setattr(journal_module, "REST_S", 0.001)
+    disk = CrashDisk(capacity=1 << 20)
+    core, _ = open_journal(disk, "/d/raft", fresh=True)
+    checks = iter([None])
+
+    def check() -> None:
+        """Passes for the save, and fails for the rest."""
+        if next(checks, False) is False:
+            raise DirectoryInUse("another process")
+
+    monkeypatch.setattr(core, "_check", check)
+    monkeypatch.setattr(core, "maintain", lambda: False)
+    journal = ThreadJournal(core, asyncio.get_running_loop())
+    calls = Calls()
+    journal.save(TERM_1, [entry(1)], calls.done(0))
+    await calls.wait(1)
+    async with asyncio.timeout(10):
+        while calls.seen[-1][1] is None:
+            journal.save(None, [], calls.done(1))
+            await asyncio.sleep(0.001)
+    assert calls.seen[0] == (0, None)
+    assert isinstance(calls.seen[-1][1], DirectoryInUse)
+    journal.close()
+
+
 async def test_a_call_and_a_close_that_come_while_the_thread_rests_are_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

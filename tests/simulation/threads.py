@@ -118,6 +118,7 @@ class SimJournal:
             self._rest_later()
         else:
             self._core.rest()
+            self._failure = self._failure or self._core.failure
 
     def _deliver(
         self, dones: list[Callable[[KvnodeError | None], None]], failure: KvnodeError | None
