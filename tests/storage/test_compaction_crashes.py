@@ -94,6 +94,7 @@ class Machine:
             target = Index(min(store.applied_index, base + max(1, (last - base) // 2)))
             last = self.append(core, store, last, 2)  # the loop does not wait for the worker
             store.engine.flush()
+            core.rest()  # nobody may have written for a while
             last = self.append(core, store, last, 1)
             core.run([Compact(LogBase(entry(target).id, MEMBERSHIP))])
             base = target
