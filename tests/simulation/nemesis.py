@@ -243,7 +243,8 @@ class Nemesis:
         if membership is None or leader is None or leader.replica is None:
             return None
         raft = leader.replica.raft
-        present = {node.node_id for node in self.sim.up()}
+        # A voter on an old copy of its volume is as good as lost, though it was not noticed yet.
+        present = {node.node_id for node in self.sim.up() if not node.outdated}
         if raft.membership != membership or membership.learners or self.removing:
             return None
         return membership if membership.voters <= present else None
