@@ -24,7 +24,6 @@ REGRESSIONS: dict[int, str] = {
     299399239090: "the workload of locks remembered a lock-delay that the next lock had ended",
     299399239144: "the same, by another way",
     284874820192: "a request on its way when the clients stopped was not waited for",
-    246938776313: "a promised node that its cluster had removed before it heard of it waited for ever",
     717647990364: "a volume was wiped while another voter's was an old copy that nobody had noticed yet",
     324703084363: "a founder of one founded again on an emptied volume: decision 0006 says who may",
     220: "two new machines founded a second cluster while the first one was down",
