@@ -285,22 +285,21 @@ class Cluster:
 
     def _is_useless(self, message: InstallSnapshot) -> bool:
         """Whether the receiver's driver refuses the stream at its beginning; its core does not hear of it."""
+        target = self._reached(message)
+        return target is not None and message.meta.last.index <= target.raw.log.commit_index
+
+    def _reached(self, message: Message) -> Node | None:
+        """The node that a message gets to; None: it is down, unknown or cut off."""
         target = self.nodes.get(message.to)
         cut = (message.sender, message.to) in self.cuts
-        return (
-            target is not None
-            and (target.up and not cut)
-            and message.meta.last.index <= target.raw.log.commit_index
-        )
+        return target if target is not None and target.up and not cut else None
 
     def deliver(self, message: Message) -> None:
         """Hand one message over, whatever the network thinks of it; nothing happens when it is cut."""
-        sender, target = self.nodes.get(message.sender), self.nodes.get(message.to)
-        arrives = (message.sender, message.to) not in self.cuts and target is not None and target.up
+        target = self._reached(message)
         if isinstance(message, InstallSnapshot):
-            self._stream(message, sender, target if arrives else None)
-        elif arrives:
-            assert target is not None
+            self._stream(message, self.nodes.get(message.sender), target)
+        elif target is not None:
             target.raw.step(message)
             self.pump(target)
         else:
@@ -398,3 +397,13 @@ class Cluster:
         node.disk.entries = [e for e in node.disk.entries if e.index > base.index]
         node.disk.base, node.disk.membership = base, members
         node.store_durable = max(node.store_durable, base.index)
+
+
+def without_n3(entries: int, **config: Any) -> Cluster:
+    """Three nodes; n1 leads, and n3 was cut off before so many entries, "0", "1", …, were written."""
+    cluster = Cluster(3, **config)
+    cluster.elect(1)
+    cluster.isolate(3)
+    for number in range(entries):
+        cluster.propose(1, str(number))
+    return cluster

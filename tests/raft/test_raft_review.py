@@ -17,7 +17,7 @@ from kvnode.raft.messages import (
 )
 from kvnode.raft.progress import Progress, ProgressState
 from kvnode.raft.types import Index, Role, SnapshotMeta, Term
-from tests.raft.cluster import Cluster, command, lid, log_of, member, membership, nid
+from tests.raft.cluster import Cluster, command, lid, log_of, member, membership, nid, without_n3
 
 
 def test_removing_the_last_other_voter_releases_the_open_read_round() -> None:
@@ -217,11 +217,8 @@ def test_a_follower_that_restarts_is_caught_up_again() -> None:
 
 def test_a_lost_snapshot_is_sent_again_after_a_sign_of_life() -> None:
     """The driver reports that the stream broke; the next heartbeat reply starts another (RC-68)."""
-    cluster = Cluster(3)
-    leader = cluster.elect(1)
-    cluster.isolate(3)
-    for number in range(5):
-        cluster.propose(1, str(number))
+    cluster = without_n3(5)
+    leader = cluster[1]
     cluster.compact(1, 4)
     leader.raw.report_unreachable(nid(3))
     cluster.settle()

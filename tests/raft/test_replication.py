@@ -14,7 +14,7 @@ from kvnode.raft.messages import (
     InstallSnapshot,
 )
 from kvnode.raft.types import Index, Role, SnapshotMeta, Term
-from tests.raft.cluster import Cluster, Node, command, lid, nid
+from tests.raft.cluster import Cluster, Node, command, lid, nid, without_n3
 
 
 def said(node: Node, kind, to: int | None = None):  # type: ignore[no-untyped-def]
@@ -220,11 +220,7 @@ def test_two_leaders_of_one_term_stop_the_node() -> None:
 
 def test_a_heartbeat_names_at_most_what_the_follower_holds() -> None:
     """RC-25: beyond, its log may hold something else at the same index."""
-    cluster = Cluster(3)
-    leader = cluster.elect(1)
-    cluster.isolate(3)
-    for number in range(4):
-        cluster.propose(1, str(number))
+    leader = without_n3(4)[1]
     leader.raw.tick()
     commits = {m.to: m.commit_index for m in said(leader, Heartbeat)}
     assert commits == {nid(2): 5, nid(3): 1}
@@ -271,11 +267,7 @@ def test_a_follower_is_never_stuck(lost: str) -> None:
 
 def behind_the_base(**config: int) -> Cluster:
     """n3 lacks entries that n1 has compacted, and has just said so."""
-    cluster = Cluster(3, **config)
-    cluster.elect(1)
-    cluster.isolate(3)
-    for number in range(6):
-        cluster.propose(1, str(number))
+    cluster = without_n3(6, **config)
     cluster.compact(1, 5)
     leader = cluster[1]
     leader.raw.report_unreachable(nid(3))
@@ -287,11 +279,8 @@ def behind_the_base(**config: int) -> Cluster:
 
 def test_a_follower_that_holds_more_than_it_could_say_is_counted() -> None:
     """RC-27: a snapshot would bring it nothing, and it refuses such without a word, again and again."""
-    cluster = Cluster(3)
-    leader = cluster.elect(1)
-    cluster.isolate(3)
-    for number in range(3):
-        cluster.propose(1, str(number))
+    cluster = without_n3(3)
+    leader = cluster[1]
     cluster.heal()
     leader.raw.report_unreachable(nid(3))
     (entries,) = said(leader, AppendEntries, to=3)
