@@ -298,9 +298,9 @@ class TransportHandler(Protocol):
         """
         ...
 
-    def on_removed(self) -> None:
-        """A member of our own cluster says that this incarnation was removed (RC-47), or, while we belong
-        to none, a member of some cluster. Called again for every connection that is refused for it.
+    def on_removed(self, cluster_id: str) -> None:
+        """A member of this cluster says that it has removed this incarnation (RC-47): it is our own cluster,
+        or any while we belong to none. Called again for every connection that is refused for it.
         """
         ...
 

@@ -176,7 +176,7 @@ class Departure:
         def answered(_value: Any, error: KvnodeError | None) -> None:
             self._asking_removal = False
             if error is None:
-                replica.removed()
+                replica.removed(replica.cluster_id)
             elif not replica.stopped and not self._leaving:
                 replica.reason = f"{_STOPPING} and waits to be removed: {error}"
 

@@ -109,14 +109,16 @@ class Formation:
         replica = self._replica
         return not replica.cluster_id and replica.raft.log.last_index == 0
 
-    @property
-    def is_free(self) -> bool:
-        """Whether this node is empty and has promised nothing, so that it may as well be another one.
+    def is_free_of(self, cluster_id: str) -> bool:
+        """Whether this node is empty and promised to nobody else than this cluster, which has removed it:
+        then it may as well be another one.
 
-        An incarnation that was let in and removed again before it heard of either can never join.
+        An incarnation that was let in, or was there when the cluster was founded, and was removed before it
+        heard of either can never join.
         """
         busy = self._saves or self._adopting
-        return self.is_empty and not busy and not self._replica.identity.record.pledge
+        pledge = self.pledge
+        return self.is_empty and not busy and (pledge is None or pledge.cluster_id == cluster_id)
 
     @property
     def pledge(self) -> Pledge | None:

@@ -78,9 +78,9 @@ class Listener:
         """Raft messages are taken only once the cluster id is durable here; see ``formation``."""
         return False
 
-    def on_removed(self) -> None:
-        """A member of our cluster says that this incarnation was removed (RC-47)."""
-        self._replica.removed()
+    def on_removed(self, cluster_id: str) -> None:
+        """A member of this cluster says that it has removed this incarnation (RC-47)."""
+        self._replica.removed(cluster_id)
 
     def on_rolled_back(self) -> None:
         """A member of our cluster has seen newer data of ours (RC-54)."""

@@ -571,11 +571,11 @@ class Replica:
         self.raft.report_snapshot(node, reached)
         self.wake()
 
-    def removed(self) -> None:
-        """The cluster removed this incarnation: store that, then stop for good (RC-47)."""
+    def removed(self, cluster_id: str) -> None:
+        """This cluster removed this incarnation: store that, then stop for good (RC-47)."""
         if self.stopped or self.state == "removed":
             return
-        if not self.cluster_id and not self.formation.is_free:
+        if not self.cluster_id and not self.formation.is_free_of(cluster_id):
             return
         if self.departure.is_under_way:
             self.departure.leave()

@@ -264,7 +264,7 @@ class MemoryTransport:
         if self._up and cluster_id and self._hello.cluster_id in ("", cluster_id):
             assert self.handler is not None, "started"
             if refusal is Refusal.REMOVED:
-                self.handler.on_removed()
+                self.handler.on_removed(cluster_id)
             else:
                 self.handler.on_rolled_back()
 

@@ -453,7 +453,7 @@ class TcpTransport:
             return
         assert self.handler is not None, "started"
         if refused.refusal is Refusal.REMOVED:
-            self.handler.on_removed()
+            self.handler.on_removed(said_by)
         elif refused.refusal is Refusal.ROLLED_BACK:
             self.handler.on_rolled_back()
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.lab import LabCluster, lab_cluster
+from tests.chaos.machines import lacks_machines
+from tests.chaos.netswitch import Link
 from tests.chaos.processes import Cluster, Node, Writers, check_kept, cluster
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
@@ -22,6 +25,29 @@ def node_id(node: Node) -> str:
 async def voters(made: Cluster, node: Node) -> dict[str, str]:
     """Node id of each voter, by name."""
     return {m["Node"]: m["ID"] for m in await made.members(node) if m["Voter"]}
+
+
+async def found_without_the_last_one_hearing_of_it(made: LabCluster) -> dict[str, str]:
+    """Found a cluster on empty volumes and end the third node at once; what that one knew, on its disk.
+
+    It has promised itself, and the word of the founding is under way to it for 400 ms.
+    """
+    founder, other, victim = made.lab_nodes
+    for node in made.lab_nodes:
+        node.kill()
+        if node.data.exists():
+            node.wipe()
+    made.network.set({(n.machine, victim.machine): Link(delay_ms=400) for n in (founder, other)})
+    for node in made.lab_nodes:
+        node.start()
+
+    async def founded() -> bool:
+        return b'"cluster_founded"' in founder.log.read_bytes()[founder.life_at :]
+
+    await made.until(founded, "the cluster is founded")
+    victim.kill()
+    made.network.heal()
+    return dict(json.loads((victim.data / "identity.json").read_text())["identity"])
 
 
 async def test_a_wiped_voter_is_replaced_through_a_learner(tmp_path: Path) -> None:
@@ -91,6 +117,36 @@ async def test_an_old_volume_of_a_removed_member_comes_back_as_a_new_incarnation
         assert after is not None
         assert after["term"] == facts["term"], "its return disturbed the cluster"
         assert await made.get(victim, "meanwhile") == "1"
+
+
+@pytest.mark.skipif(bool(lacks_machines()), reason=lacks_machines() or "machines")
+async def test_a_founding_node_that_is_removed_before_it_heard_of_the_founding_joins_anew(
+    tmp_path: Path,
+) -> None:
+    """Its promise to the cluster that does not want it any more must not keep it out for ever."""
+    async with lab_cluster(tmp_path, start=False) as made:
+        victim = made.lab_nodes[2]
+        for _ in range(3):  # a machine that stalls for so long is no reason to fail
+            record = await found_without_the_last_one_hearing_of_it(made)
+            if not record["cluster_id"]:
+                break
+        assert record["pledge"]
+        assert not record["cluster_id"]
+        old_id = record["node_id"]
+        leader = await made.lab_leader()
+        async with made.session.delete(
+            f"{leader.url}/v1/operator/raft/peer", params={"id": old_id}
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+        victim.start()
+
+        async def back() -> bool:
+            return len(await voters(made, leader)) == 3
+
+        await made.until(back, "it is a voter")
+        assert node_id(victim) != old_id
+        assert await made.put(leader, "a", "1")
+        assert await made.get(victim, "a") == "1"
 
 
 async def test_an_old_copy_of_a_volume_is_noticed_although_everybody_restarted(

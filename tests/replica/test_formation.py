@@ -522,15 +522,29 @@ def test_an_empty_node_that_was_removed_before_it_heard_that_it_was_let_in_begin
     cluster.until(lambda: "n3-2" in leader.replica.raft.membership.voters, 30.0)
 
 
-def test_a_promised_node_is_not_talked_out_of_its_promise() -> None:
-    """Not even by a cluster that once removed it."""
+def promised_to(cluster_id: str) -> tuple[Cluster, Machine]:
     cluster = Cluster(3)
     machine = cluster.machines[1]
     members = tuple(m.member() for m in cluster.machines)
-    pledge = Pledge("c", members[0].node_id, members).encode()
+    pledge = Pledge(cluster_id, members[0].node_id, members).encode()
     machine.record = machine.record._replace(pledge=pledge)
     machine.start()
-    machine.replica.removed()
+    return cluster, machine
+
+
+def test_a_promised_node_is_not_talked_out_of_its_promise() -> None:
+    """Not even by a cluster that once removed it."""
+    cluster, machine = promised_to("c")
+    machine.replica.removed("another")
     cluster.run(1.0)
     assert machine.fatal is None
     assert not machine.identity.aside
+
+
+def test_a_promised_node_that_its_cluster_removed_before_it_heard_of_it_begins_anew() -> None:
+    """It was there when the cluster was founded, and would wait for ever. Found by the simulator."""
+    cluster, machine = promised_to("c")
+    machine.replica.removed("c")
+    cluster.until(lambda: machine.fatal is not None)
+    assert isinstance(machine.fatal, Removed)
+    assert machine.identity.aside

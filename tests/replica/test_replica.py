@@ -430,7 +430,7 @@ def test_a_completion_that_asks_again_while_everything_ends_is_refused(cluster: 
     cluster.until(lambda: n2.replica.raft.leader_id is None)
     n2.replica.write(KvDelete(b"k"), done)
     n2.replica.write(KvDelete(b"k"), done)
-    n2.replica.removed()
+    n2.replica.removed(n2.replica.cluster_id)
     cluster.until(lambda: n2.fatal)
     cluster.run(0.01)
     assert [type(found.error) for found in again] == [NoLeader, NoLeader]

@@ -699,7 +699,7 @@ class SimTransport:
             return
         assert self.handler is not None
         if reason is Refusal.REMOVED:
-            self.handler.on_removed()
+            self.handler.on_removed(cluster_id)
         elif reason is Refusal.ROLLED_BACK:
             self.handler.on_rolled_back()
 

@@ -75,7 +75,7 @@ class Recorder:
     def accepts_cluster(self, sender: Hello) -> bool:
         return sender.cluster_id in self.accepted
 
-    def on_removed(self) -> None:
+    def on_removed(self, cluster_id: str) -> None:
         self.removed += 1
         self.changed.set()
 

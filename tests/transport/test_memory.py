@@ -77,7 +77,7 @@ class Driver:
     def accepts_cluster(self, sender):
         return sender.cluster_id in self.accepted
 
-    def on_removed(self):
+    def on_removed(self, cluster_id):
         self.events.append(("removed",))
 
     def on_snapshot_begin(self, sender, term, meta):
