@@ -138,9 +138,15 @@ class Registrar:
             if not _is_registered(command, registry):
                 self._propose(name, command)
         if self._rounds % SWEEP_ROUNDS == 0:
-            for node in registry.nodes():
-                if node.name not in named and _is_member(node.name, registry):
-                    self._propose(node.name, Deregister(node.name, keeps_unbound=True))
+            left = [
+                node.name
+                for node in registry.nodes()
+                if node.name not in named and _is_member(node.name, registry)
+            ]
+            for name in left:
+                self._propose(name, Deregister(name, keeps_unbound=True))
+            if left:
+                return  # until they are gone: something else about them may be under way, or this fail
         self._rounds += 1
 
     def members_changed(self) -> None:

@@ -150,6 +150,23 @@ def test_who_is_removed_is_deregistered_and_sessions_without_checks_go_on() -> N
     assert store.session(TWO) is not None
 
 
+def test_who_is_removed_goes_although_a_change_of_it_is_under_way() -> None:
+    """It is a voter no more as soon as its removal is in the log, and that is registered meanwhile."""
+    cluster, leader = led()
+    cluster.run(1.0)
+    log, writes = leader.replica.raft.log, leader.journal.queue
+    before = log.last_index
+    writes.hold = True
+    leader.replica.remove_member(cluster.machines[2].record.node_id, lambda _value, _error: None)
+    cluster.until(lambda: log.last_index == before + 2)
+    writes.release(1)
+    cluster.until(lambda: log.commit_index == before + 1)
+    cluster.run(1.0)  # the leader looks for who has left: something of that one is under way
+    writes.hold = False
+    writes.release()
+    cluster.until(lambda: registry(leader).node("n2") is None, 5.0)
+
+
 # --- checks
 
 
