@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from kvnode.disk.files import FileSystem
@@ -84,8 +84,16 @@ class JournalCore:
         """
         if self.failure is not None:
             raise self.failure
-        try:
+        with self._remembering():
             self._run(operations)
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Whatever goes wrong in here is the journal's failure for good, a bug as well: the thread must
+        live to report it.
+        """
+        try:
+            yield
         except KvnodeError as error:
             self.failure = error
             raise
@@ -94,23 +102,22 @@ class JournalCore:
             raise self.failure from error
 
     def maintain(self) -> bool:
-        """Do a piece of the work that nobody waits for: see ``RaftLog.prepare``. Never raises.
+        """Do a piece of the work that nobody waits for: see ``RaftLog.prepare``. Never raises; the next
+        call does, if it fails.
 
         Returns:
             Whether there is more to do. A few milliseconds at most each time.
         """
         if self.failure is not None or not self._log.wants_spare:
             return False
-        try:
+        more = False
+        with contextlib.suppress(KvnodeError), self._remembering():
             self._check()
-            more = self._log.prepare()
-            self.spare_missing = False
-        except DiskFull:
-            self.spare_missing = True
-            return False
-        except KvnodeError as error:
-            self.failure = error
-            return False
+            try:
+                more = self._log.prepare()
+                self.spare_missing = False
+            except DiskFull:
+                self.spare_missing = True
         return more
 
     @property
@@ -127,13 +134,9 @@ class JournalCore:
         """
         if self.is_at_rest:
             return
-        try:
+        with contextlib.suppress(KvnodeError), self._remembering():
             self._check()
             self._hard_state.save(self._hard_state.state, self._log.end)
-        except KvnodeError as error:
-            self.failure = error
-        except Exception as error:  # noqa: BLE001  # the thread must live to report it
-            self.failure = InvariantBroken(f"the journal broke: {error!r}")
 
     def close(self) -> None:
         """Release the files, at rest. Everything that was reported durable is."""

@@ -132,6 +132,26 @@ def test_a_bug_is_an_invariant_broken_and_stops_the_journal() -> None:
         core.run([Save(None, [entry(1)])])
 
 
+@pytest.mark.parametrize("job", ["maintain", "rest"])
+def test_a_bug_while_nobody_waits_is_told_to_the_next_call(job: str) -> None:
+    """It must not end the thread: the next call would wait for ever."""
+    bugs: list[Exception] = []
+
+    def check() -> None:
+        if bugs:
+            raise bugs.pop()
+
+    disk, core = fresh(check)
+    core.run([Save(None, [entry(1)])])
+    bugs.append(ZeroDivisionError("x"))
+    operations = disk.operations
+    getattr(core, job)()
+    assert not bugs, "it was looked at"
+    assert disk.operations == operations
+    with pytest.raises(InvariantBroken, match="the journal broke: ZeroDivisionError"):
+        core.run([Save(None, [entry(2)])])
+
+
 def test_nothing_is_written_once_the_directory_was_taken_over() -> None:
     """RC-52: the check runs before each group, and before each compaction."""
     taken = False
