@@ -262,6 +262,18 @@ class Invariants:
         self.disk_entries(node, tuple(entries))
         self._seen[node] = _Seen(term=hard_state.term)
 
+    def began(self, node: NodeId, base: LogId, last_index: int) -> None:
+        """A life goes on from its log, or from a received snapshot beyond it: a whole one on the disk counts
+        as much as the log that it is about to reset (RC-37).
+        """
+        disk = self.disk(node)
+        if last_index < disk.last_index:
+            raise Violation(
+                f"{node} begins with a log up to {last_index}; its disk held {disk.last_index}"
+            )
+        if disk.base.index < base.index:
+            self.disk_base(node, base, reset=True)
+
     @staticmethod
     def _nothing_lost(node: NodeId, disk: DurableLog, fresh: DurableLog) -> None:
         vote_kept = fresh.vote == disk.vote or disk.vote is None or fresh.term > disk.term
@@ -394,7 +406,7 @@ class NoInvariants(Invariants):
     def recovered(self, *_: object) -> None:
         """Believe it."""
 
-    disk_hard_state = disk_entries = sending = observe = applied = recovered
+    disk_hard_state = disk_entries = sending = observe = applied = began = recovered
 
     def disk_base(self, *_: object, **__: object) -> None:
         """Believe it."""

@@ -316,6 +316,8 @@ class SimNode:
         except BaseException:
             self.transport.stop()
             raise
+        log = replica.raft.log
+        around.invariants.began(node_id, log.base, log.last_index)
         around.trace(
             f"{self.name} life {self.life} is {node_id} boot {identity.record.boot} "
             f"{replica.raft.describe()}"
