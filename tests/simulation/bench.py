@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvnode.errors import KvnodeError, NotNow, TookEffect
 from kvnode.ports import Done
-from kvnode.raft.types import Entry, EntryKind
+from kvnode.raft.types import Entry, EntryKind, Membership
 from kvnode.replica.codec import decode
 from kvnode.replica.facade import Consistency, ReadView
 from kvnode.replica.replica import Replica
@@ -93,6 +93,7 @@ class Bench:
         self.clock_steps: list[tuple[float, str]] = []
         """When a clock jumped ahead, and whose."""
         self.on_committed: list[CommitListener] = []
+        self.on_membership: list[Callable[[Membership], None]] = []
         self.oracle = Store(MemoryEngineFactory().open_current())
         self._results: list[Value] = [None]
         """By index: what the oracle answered."""
@@ -142,6 +143,11 @@ class Bench:
         if command is not None:
             for listener in self.on_committed:
                 listener(entry.index, command, result.value)
+        elif entry.kind == EntryKind.MEMBERSHIP:
+            membership = self.invariants.membership
+            assert membership is not None, "it was noted before"
+            for told in self.on_membership:
+                told(membership)
 
     def _restored(self, index: int, command: RestoreFinish) -> Result:
         fresh = MemoryEngine()

@@ -73,6 +73,7 @@ class Simulation:
         self._weights = [self.swarm.workloads[workload.name] for workload in self.workloads]
         for workload in self.workloads:
             self.bench.on_committed.append(workload.committed)
+            self.bench.on_membership.append(workload.members_changed)
         self.around = Surroundings(
             seed=seed,
             world=self.world,

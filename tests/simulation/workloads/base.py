@@ -21,6 +21,7 @@ from __future__ import annotations
 import random
 from typing import Any, ClassVar
 
+from kvnode.raft.types import Membership
 from kvnode.store.commands import Command, Value
 from kvnode.store.store import Store
 from tests.simulation.bench import Bench, Client
@@ -64,6 +65,9 @@ class Workload:
 
     def committed(self, index: int, command: Command, value: Value) -> None:
         """An entry was committed first, somewhere; ``value``: what the oracle answered."""
+
+    def members_changed(self, membership: Membership) -> None:
+        """A membership was committed first, somewhere."""
 
     def missing(self) -> str | None:
         """After the healing, no client begins anything new: what is still to come? None: nothing."""

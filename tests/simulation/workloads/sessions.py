@@ -3,7 +3,8 @@
 Judged by the order of the log and by true time, with rules written down here a second time:
 
 - a session that nobody destroyed ends only when twice its TTL has passed by the leader's clock since it
-  was made or last renewed, whoever leads (RC-61), or when its node is no member any more;
+  was made or last renewed, whoever leads (RC-61), or when its node was no member at some moment of its
+  life: a node that is a member again does not save it;
 - a renewal that was answered found the session alive at some moment after it was asked for;
 - a lock has one holder at a time by index; ending a session releases or deletes what it holds;
 - nobody locks a key before the lock-delay has passed that the end of its holder began, through changes
@@ -20,7 +21,7 @@ from typing import Any
 
 from kvnode.errors import KvnodeError
 from kvnode.ports import Done
-from kvnode.raft.types import NodeId
+from kvnode.raft.types import Membership, NodeId
 from kvnode.replica.office_clock import STEP_MAX_S
 from kvnode.replica.replica import Replica
 from kvnode.replica.session_timers import FACTOR, NODE_CHECK
@@ -57,6 +58,8 @@ class _Life:
     node: str
     checked: bool
     """Tied to its node's membership."""
+    orphaned: bool
+    """So tied, and its node was no member once."""
     safe_since: float
     """When its time began anew at the earliest: it was committed, or a renewal was asked for that
     was answered."""
@@ -189,11 +192,10 @@ class Sessions(Workload):
             life = self._lives.get(fields["session"])
             if life is None or life.ended is not None:
                 return
-            raft = node.replica.raft
-            members = raft.log.membership_at(raft.log.commit_index).members
-            if life.checked and life.node not in {member.name for member in members}:
+            if life.orphaned:
                 self.bench.note("session ended with its node")
                 return
+            raft = node.replica.raft
             office = self._offices.get((raft.id, raft.term), 0.0)
             self.bench.note("session expired")
             if not self._is_over(life, max(life.safe_since, office), self.bench.now):
@@ -224,15 +226,24 @@ class Sessions(Workload):
             case _:
                 pass
 
+    def members_changed(self, membership: Membership) -> None:
+        for life in self._lives.values():
+            if life.checked and life.ended is None and membership.by_name(life.node) is None:
+                life.orphaned = True
+
     def _began(self, command: SessionCreate) -> None:
         if _is_own(command.session_id) and command.session_id not in self._lives:
+            checked = NODE_CHECK in command.node_checks
+            membership = self.bench.invariants.membership
+            assert membership is not None, "somebody leads"
             self._lives[command.session_id] = _Life(
                 command.session_id,
                 command.ttl_ns / 1e9,
                 command.lock_delay_ns / 1e9,
                 command.behavior,
                 command.node,
-                NODE_CHECK in command.node_checks,
+                checked,
+                checked and membership.by_name(command.node) is None,
                 self.bench.now,
             )
 
