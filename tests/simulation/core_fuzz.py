@@ -1,9 +1,9 @@
 """Cores alone: ``RawNode`` over a disk that is two lists, with a network that is one bag.
 
 The first net, a few thousand steps a second: everything that needs no driver, no files and no time.
-Messages are delivered in any order, doubled and lost; disks finish late; crashes keep any prefix of
-the queued writes; logs are compacted to nothing; members come and go; reads are checked against the
-highest index committed anywhere when they were asked.
+Messages are delivered in any order, doubled, lost, and to others; disks finish late; crashes keep any
+prefix of the queued writes; logs are compacted to nothing; members come and go; reads are checked against
+the highest index committed anywhere when they were asked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 
 from kvnode.errors import MembershipRefused, NotLeader, Overloaded
 from kvnode.raft.core import RaftConfig
-from kvnode.raft.messages import InstallSnapshot, Message
+from kvnode.raft.messages import AppendEntriesReply, InstallSnapshot, Message
 from kvnode.raft.rawnode import RawNode, Ready
 from kvnode.raft.types import (
     ZERO,
@@ -80,11 +80,15 @@ class CoreFuzz:
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
         self.seed = seed
         self.rng = derive(seed, "core")
+        self.astray = derive(seed, "core/astray")
+        """Of its own: what goes astray must change nothing, the seed's course included."""
         self.invariants = Invariants()
         self.trace = trace
         self.nodes: dict[NodeId, _Node] = {}
         self.bag: list[Message] = []
         self.cuts: set[tuple[NodeId, NodeId]] = set()
+        self.refusals: set[tuple[Term, NodeId]] = set()
+        """Who has refused an AppendEntries in which term, to its leader's knowledge."""
         self.proposals = 0
         self.answered_reads = 0
         self.names = 0
@@ -196,7 +200,11 @@ class CoreFuzz:
                 self.bag.append(message)
 
     def _stream(self, node: _Node, message: InstallSnapshot) -> None:
-        """The driver streams its newest state."""
+        """The driver streams its newest state, to a follower that has said that it lacks something."""
+        if (message.term, message.to) not in self.refusals:
+            raise Violation(
+                f"{node.id} offers a snapshot that {message.to} may not need: {message}"
+            )
         applied = node.raw.log.applied_index
         index = self.rng.choice((message.meta.last.index, applied))
         term = node.raw.log.term_at(index)
@@ -302,6 +310,7 @@ class CoreFuzz:
         if len(self.bag) > 300:  # a stream's end is always reported: snapshots are never lost here
             old = self.bag[: len(self.bag) - 300]
             self.bag[: len(old)] = [m for m in old if isinstance(m, InstallSnapshot)]
+        self._stray(message)
         target = self.nodes.get(message.to)
         lost = rng.random() < self.mix.drop or (message.sender, message.to) in self.cuts
         sender = self.nodes.get(message.sender)
@@ -315,9 +324,18 @@ class CoreFuzz:
             self._turn(sender)
         if lost or target is None or not target.up:
             return
+        if isinstance(message, AppendEntriesReply) and message.rejected:
+            self.refusals.add((message.term, message.sender))
         self._tell(f"deliver {message!r:.160}")
         target.raw.step(message)
         self._turn(target)
+
+    def _stray(self, message: Message) -> None:
+        """Sometimes a node hears what is for another one: an address changed hands (RC-27)."""
+        if self.astray.random() < 0.1:
+            other = self.nodes[self.astray.choice(sorted(self.nodes))]
+            if other.up and other.id != message.to:
+                other.raw.step(message)
 
     def _propose(self, node: _Node) -> None:
         self.proposals += 1

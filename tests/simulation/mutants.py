@@ -68,6 +68,13 @@ def _votes_again(core: Core, message: Vote) -> None:
     _real_handle_vote(core, message)
 
 
+def _hears_everything(raw: rawnode.RawNode, message: Message) -> None:
+    _real_step(raw, message._replace(to=raw._core.id))
+
+
+_real_step = rawnode.RawNode.step
+
+
 def _never_holds(core: Core, message: Message) -> None:
     core.messages.append(message)
 
@@ -590,6 +597,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "core",
         100,
         replacing(RaftLog, "matches", _matches_anything),
+    ),
+    Mutant(
+        "hear what is for another node",
+        "RC-27",
+        "core",
+        20,
+        replacing(rawnode.RawNode, "step", _hears_everything),
+    ),
+    Mutant(
+        "a snapshot without asking",
+        "RC-37",
+        "core",
+        300,
+        replacing(replication, "_ask_about_base", replication._send_snapshot),
     ),
     Mutant(
         "overlapping changes of membership",
