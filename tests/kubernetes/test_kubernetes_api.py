@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -136,6 +137,20 @@ async def test_an_api_server_that_is_down_is_said(server: api_server.ApiServer) 
     settings = settings_for(server, GET)
     await server.stop()
     assert "cannot be reached" in await failure(settings)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_the_stand_in_forgets_nobody_who_comes_as_it_stops(
+    server: api_server.ApiServer, turns: int
+) -> None:
+    """Pods ask it all the time, also in the turn in which a test ends."""
+    with socket.create_connection(("127.0.0.1", server.port)):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await server.stop()
+    for _ in range(10):  # it hears that the client has gone, and closes
+        await asyncio.sleep(0)
+    gc.collect()  # names what nobody has closed, and a warning is an error here
 
 
 async def test_a_stranger_with_another_ca_gets_no_token(
