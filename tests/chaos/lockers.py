@@ -77,6 +77,8 @@ class Hold:
     """When the last renewal that succeeded was sent; the session lives for the TTL from then at least."""
     released: int = 0
     """Index of the release; 0: none, or unknown."""
+    release_asked_at: float = 0.0
+    """When a release was asked for of which nobody knows what became; 0: there is none."""
     destroyed_at: float = 0.0
     """When the session's end was asked for; 0: it was not."""
 
@@ -155,7 +157,9 @@ class Locker:
         way = self._rng.random()
         if way < 0.6:
             target = f"/v1/kv/{hold.key}?release={hold.session}"
+            asked_at = time.monotonic()
             answer = await self._ask.try_once("PUT", target, b"free")
+            hold.release_asked_at = asked_at if answer is None else 0.0
             if answer is not None and answer.body == b"true":
                 hold.released = answer.index
                 await self._ask.until_answered("PUT", f"/v1/session/destroy/{hold.session}")
@@ -193,6 +197,8 @@ def check_holds(notes: Notes) -> None:
             assert one.session != other.session, (one, other)
             if one.released:
                 assert one.released < other.index, (one, other)
+            elif one.release_asked_at:  # if it came true, no session ended, and there is no delay
+                assert other.told_at >= one.release_asked_at, (one, other)
             elif one.destroyed_at:
                 assert other.told_at >= one.destroyed_at + LOCK_DELAY_S, (one, other)
             else:
