@@ -37,9 +37,9 @@ def test_a_counter(run: Run) -> None:
 
 
 def test_a_time_to_live(run: Run) -> None:
-    assert run("kv", "put", "beyond/ttl", "x", "--ttl", "1").exit_code == 0
+    assert run("kv", "put", "beyond/ttl", "x", "--ttl", "2").exit_code == 0
     assert run("kv", "get", "beyond/ttl").stdout == "x"
-    assert json.loads(run("kv", "get", "-o", "json", "beyond/ttl").stdout)["ttl"] == "1s"
+    assert json.loads(run("kv", "get", "-o", "json", "beyond/ttl").stdout)["ttl"] == "2s"
     deadline = time.monotonic() + 10
     while run("kv", "get", "beyond/ttl").exit_code == 0:
         assert time.monotonic() < deadline

@@ -111,11 +111,14 @@ def test_a_lost_lock_ends_the_command_and_what_it_started(
 
 
 def test_a_signal_is_the_commands(start: Start, cluster_of_one: str, tmp_path: Path) -> None:
+    trapped = tmp_path / "trapped"
     process = start(
-        "lock", "run/signal", "trap 'echo caught; exit 5' USR1; while :; do sleep 0.1; done"
+        "lock",
+        "run/signal",
+        f"trap 'echo caught; exit 5' USR1; touch {trapped}; while :; do sleep 0.1; done",
     )
     until(lambda: holder(cluster_of_one, "run/signal"), "the lock is held")
-    time.sleep(0.5)  # the shell sets its trap
+    until(trapped.exists, "the shell has set its trap")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(20) == 5
     assert "caught" in (tmp_path / "out").read_text()
