@@ -229,8 +229,14 @@ async def test_where_locks_lie_the_older_pod_notices_and_ends(tmp_path: Path) ->
         made.pods[NAMES[2]] = made._known[NAMES[2]] = newcomer
         made._list()
         made.publish()
-        if not newcomer.is_running:  # the engine's own lock was still held
-            newcomer.start(*no_locks)
+
+        async def it_is_ready() -> bool:
+            # The older one still held the engine's own lock when it came: a kubelet starts it again.
+            if not newcomer.is_running:
+                newcomer.start(*no_locks)
+            return await made.cluster.is_ready(newcomer)
+
+        await made.cluster.until(it_is_ready, "the newcomer is ready")
         await made.ready()
         await made.become(0, 1, 2)
         assert await made.cluster.get(newcomer, "a") == "1"
