@@ -195,6 +195,14 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
+    async def write(
+        self, node: Node, key: str, value: str, timeout_s: float = START_TIMEOUT_S
+    ) -> None:
+        """Write until it is acknowledged. To leave a write's outcome unknown is a leader's right when it
+        loses office, and to write it once more changes nothing.
+        """
+        await self.until(lambda: self.put(node, key, value), f"{key} is written", timeout_s)
+
     async def get(self, node: Node, key: str, query: str = "") -> str | None:
         async with self.session.get(f"{node.url}/v1/kv/{key}?raw{query}") as answer:
             if answer.status == 404:

@@ -41,7 +41,7 @@ async def test_clocks_that_jump_by_years_cause_no_election_and_no_pause(tmp_path
         assert after is not None
         assert (after["state"], after["term"]) == (before["state"], before["term"])
         assert max(gaps) < 1.0, max(gaps)
-        assert await made.put(leader, "last", "1")
+        await made.write(leader, "last", "1")
         check_kept(writers, await made.dump(leader, "w/"))
         await digests_equal(made)
         check_logs(made)

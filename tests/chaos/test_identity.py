@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +85,7 @@ async def test_a_wiped_voter_is_replaced_through_a_learner(tmp_path: Path) -> No
         # Now it counts: with the third node gone, the leader and it are a quorum.
         third = next(n for n in made.nodes if n not in (leader, victim))
         third.kill()
-        assert await made.put(leader, "after", "1")
+        await made.write(leader, "after", "1")
         assert await made.get(victim, "after") == "1"
 
 
@@ -103,7 +106,7 @@ async def test_an_old_volume_of_a_removed_member_comes_back_as_a_new_incarnation
         assert len(await made.members(leader)) == 2
         facts = await made.status(leader)
         assert facts is not None
-        assert await made.put(leader, "meanwhile", "1")
+        await made.write(leader, "meanwhile", "1")
         victim.start()
 
         async def back() -> bool:
@@ -145,7 +148,7 @@ async def test_a_founding_node_that_is_removed_before_it_heard_of_the_founding_j
 
         await made.until(back, "it is a voter")
         assert node_id(victim) != old_id
-        assert await made.put(leader, "a", "1")
+        await made.write(leader, "a", "1")
         assert await made.get(victim, "a") == "1"
 
 
@@ -161,7 +164,7 @@ async def test_an_old_copy_of_a_volume_is_noticed_although_everybody_restarted(
         shutil.copytree(victim.data, tmp_path / "copy")
         victim.start()
         await made.ready()
-        assert await made.put(leader, "newer", "1")
+        await made.write(leader, "newer", "1")
         for node in made.nodes:
             node.kill()
         shutil.rmtree(victim.data)
@@ -199,7 +202,7 @@ async def test_a_live_member_that_is_removed_stops_with_a_clear_status(tmp_path:
         assert victim.process is not None
         assert victim.process.returncode != 0
         assert len(await made.members(leader)) == 2
-        assert await made.put(leader, "two", "2")
+        await made.write(leader, "two", "2")
 
 
 async def test_a_node_that_is_told_to_leave_is_removed_and_ends_well(tmp_path: Path) -> None:
@@ -232,18 +235,37 @@ async def test_a_node_that_is_told_to_leave_is_removed_and_ends_well(tmp_path: P
 async def test_a_stopping_leader_hands_over_before_it_leaves(tmp_path: Path) -> None:
     """RC-57: SIGTERM of the leader is no outage, and no change of membership."""
     async with cluster(tmp_path) as made:
-        leader = await made.leader()
         await made.ready()
         async with Writers(made, 4, "w") as writers:
             await writers.first_after(0.0, 10.0)
-            code = await asyncio.to_thread(leader.stop)
-            assert code == 0, made.tails()
-            await asyncio.sleep(0.5)
-        survivor = await made.leader()
-        assert survivor is not leader
-        assert len(await voters(made, survivor)) == 3
-        elections = [e for n in made.nodes for e in n.events("became_pre_candidate")]
-        assert len(elections) <= 1, "a time-out ended its lead, not a hand-over"
-        gaps = [b - a for a, b in zip(writers.times, writers.times[1:], strict=False)]
-        assert max(gaps) < 1.0, max(gaps)
-        check_kept(writers, await made.dump(survivor, "w/"))
+            for _ in range(3):  # a machine that stalls for so long is no reason to fail
+                trouble = await stop_the_leader(made, writers)
+                if not trouble:
+                    break
+            assert not trouble
+        check_kept(writers, await made.dump(await made.leader(), "w/"))
+
+
+async def stop_the_leader(made: Cluster, writers: Writers) -> list[str]:
+    """And say what was not as smooth as it should be. Afterwards everybody is there again."""
+    leader = await made.leader()
+    began, elections_before = time.monotonic(), len(pre_candidates(made))
+    assert await asyncio.to_thread(leader.stop) == 0, made.tails()
+    survivor = await made.leader()
+    assert survivor is not leader
+    assert len(await voters(made, survivor)) == 3
+    await writers.first_after(time.monotonic() + 0.5, 10.0)
+    trouble = []
+    if len(pre_candidates(made)) > elections_before:
+        trouble.append("a time-out ended its lead, not a hand-over")
+    times = [began, *(at for at in writers.times if at >= began)]
+    gap = max(b - a for a, b in pairwise(times))
+    if gap >= 1.0:
+        trouble.append(f"nothing was written for {gap:.1f} s")
+    leader.start()
+    await made.ready()
+    return trouble
+
+
+def pre_candidates(made: Cluster) -> list[dict[str, Any]]:
+    return [e for node in made.nodes for e in node.events("became_pre_candidate")]

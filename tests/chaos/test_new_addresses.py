@@ -49,7 +49,7 @@ async def test_two_nodes_that_move_out_of_each_others_sight_meet_again(tmp_path:
         await healthy(made)
         # Only if they talk to each other can the two do without the third.
         third.kill()
-        assert await made.put(one, "met", "1", timeout_s=30)
+        await made.write(one, "met", "1", timeout_s=30)
         assert await made.get(two, "met") == "1"
         third.start()
         await healthy(made)

@@ -55,7 +55,7 @@ async def test_a_cut_off_leader_answers_no_linearizable_read_and_acknowledges_no
         await healthy(made)
         old = await made.lab_leader()
         others = made.followers(old)
-        assert await made.put(old, "k", "before")
+        await made.write(old, "k", "before")
         made.network.cut([old.machine], made.machines(others))
         # At once, while it still believes that it leads.
         requests = [
@@ -74,7 +74,7 @@ async def test_a_cut_off_leader_answers_no_linearizable_read_and_acknowledges_no
         new = await made.lab_leader()
         while new is old:
             new = await made.lab_leader()
-        assert await made.put(new, "k", "after")
+        await made.write(new, "k", "after")
         for answer in await early:
             assert answer is None or answer.status in {500, 503, 504}, answer
             if answer is not None and answer.status != 504:
@@ -145,7 +145,7 @@ async def test_a_leader_that_is_only_half_cut_off_is_replaced(tmp_path: Path, he
             while (now := await made.lab_leader()) is leader:
                 assert time.monotonic() < deadline, made.tails()
                 await asyncio.sleep(0.1)
-            assert await made.put(now, "after", "1")
+            await made.write(now, "after", "1")
             await writers.first_after(time.monotonic(), 10.0)
         made.network.heal()
         await healthy(made)

@@ -90,7 +90,7 @@ async def test_nodes_that_know_only_the_services_name_form_one_cluster(
         async with running(nodes) as made:
             leader = await made.leader()
             await made.ready()
-            assert await made.put(leader, "moved", "1")
+            await made.write(leader, "moved", "1")
             for node in nodes:
                 check_kept(writers, await made.dump(node, "w/"))
                 assert await made.get(node, "moved") == "1"
@@ -124,7 +124,7 @@ async def test_one_certificate_for_the_services_names_is_enough(tmp_path: Path) 
             async with running(nodes) as made:
                 leader = await made.leader()
                 await made.ready()
-                assert await made.put(leader, f"from/{first}", "1")
+                await made.write(leader, f"from/{first}", "1")
                 pods = await made.pods(leader)
                 assert [pod["reachable"] for pod in pods] == [True] * 3, pods
                 assert "from/41" in await made.dump(leader, "from/")

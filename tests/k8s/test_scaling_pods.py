@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.lab import LabNode
 from tests.chaos.processes import Writers, check_kept
 from tests.k8s.statefulset import (
     NAME,
@@ -54,12 +55,12 @@ async def test_five_become_one_in_one_step_and_five_again(tmp_path: Path) -> Non
 
 async def test_three_five_three_five_and_one_and_three(tmp_path: Path) -> None:
     async with statefulset(tmp_path, 5, replicas=3) as made:
-        assert await made.cluster.put(made[0], "a", "1")
+        await made.cluster.write(made[0], "a", "1")
         await made.scale(5)
         await made.become(0, 1, 2, 3, 4)
         assert await made.scale(3) == [0, 0]
         await made.become(0, 1, 2)
-        assert await made.cluster.put(made[0], "a", "2")
+        await made.cluster.write(made[0], "a", "2")
         await made.scale(5)
         await made.become(0, 1, 2, 3, 4)
         await made.ready()
@@ -68,7 +69,7 @@ async def test_three_five_three_five_and_one_and_three(tmp_path: Path) -> None:
         for replicas in (4, 2, 1):
             assert set(await made.scale(replicas)) == {0}
             await made.become(*range(replicas))
-        assert await made.cluster.put(made[0], "a", "3")
+        await made.cluster.write(made[0], "a", "3")
         await made.scale(3)
         await made.become(0, 1, 2)
         assert await made.cluster.get(made[2], "a") == "3"
@@ -76,7 +77,7 @@ async def test_three_five_three_five_and_one_and_three(tmp_path: Path) -> None:
 
 async def test_scaled_to_zero_and_back_everybody_is_still_a_member(tmp_path: Path) -> None:
     async with statefulset(tmp_path, 3, replicas=3) as made:
-        assert await made.cluster.put(made[0], "a", "1")
+        await made.cluster.write(made[0], "a", "1")
         before = [node_id(made, n) for n in range(3)]
         assert await made.scale(0) == [0, 0, 0]
         await made.scale(3)
@@ -84,6 +85,20 @@ async def test_scaled_to_zero_and_back_everybody_is_still_a_member(tmp_path: Pat
         await made.ready()
         assert [node_id(made, n) for n in range(3)] == before
         assert await made.cluster.get(made[1], "a") == "1"
+
+
+async def until_the_leader_says(made: StatefulSet, words: str) -> LabNode:
+    """In a note: it is ready. Whoever leads by then, who counts its grace anew and asks by itself."""
+    leader = await made.cluster.lab_leader()
+
+    async def it_does() -> bool:
+        nonlocal leader
+        leader = await made.cluster.lab_leader()
+        said = (await made.says(leader))[1]
+        return said.startswith("ready\n") and words in said
+
+    await made.cluster.until(it_does, words)
+    return leader
 
 
 async def test_those_that_died_before_they_could_ask_are_removed_by_the_leader(
@@ -96,17 +111,16 @@ async def test_those_that_died_before_they_could_ask_are_removed_by_the_leader(
         made.api.rights["token-of-kvnode"] = set()
         made.api.statefulset(NAME, 3)
         made.kill(f"{NAME}-3", f"{NAME}-4")
-        leader = await made.cluster.lab_leader()
-        said = await made.until_says(leader, "Role with `get` on statefulsets", 40.0)
-        assert said.startswith("ready\n"), "everything else goes on"
+        leader = await until_the_leader_says(made, "Role with `get` on statefulsets")
         assert "kvnode" in events(leader, "scale_unknown")[0]["reason"]
         await made.api.stop()
-        await made.until_says(leader, "cannot be reached", 20.0)
+        await until_the_leader_says(made, "cannot be reached")
         assert len(await made.members()) == 5
         made.api.rights["token-of-kvnode"] = account
         await made.start_api()
         await made.become(0, 1, 2)
-        assert "get" not in (await made.says(leader))[1]
+        said = (await made.says(await made.cluster.lab_leader()))[1]
+        assert "get" not in said
 
 
 async def test_an_api_server_that_is_down_holds_up_no_restart_and_removes_nobody(
@@ -139,10 +153,11 @@ async def test_members_are_removed_ahead_of_time_by_hand(tmp_path: Path) -> None
             node = made[ordinal]
             await eventually(lambda node=node: not node.is_running, "it ends")  # type: ignore[misc]
             node.start()
-        await made.until_says(made[2], "let in again in", 20.0)
+        for ordinal in (1, 2):
+            await made.until_says(made[ordinal], "let in again in")
         assert await made.members() == {f"{NAME}-0": True}
         assert await made.scale(1) == [0, 0]
-        assert await made.cluster.put(made[0], "a", "1")
+        await made.cluster.write(made[0], "a", "1")
 
 
 async def test_read_replicas_come_and_go_and_never_count(tmp_path: Path) -> None:
@@ -154,10 +169,14 @@ async def test_read_replicas_come_and_go_and_never_count(tmp_path: Path) -> None
         await made.become(0, kvnode_read_0=False, kvnode_read_1=False)
         await made.ready()
         reader = made.pods[names[1]]
-        assert await made.cluster.put(reader, "a", "1")
+        await made.cluster.write(reader, "a", "1")
         assert await made.cluster.get(reader, "a") == "1"
-        rows = {row["name"]: row["role"] for row in await made.cluster.pods(made[0])}
-        assert rows == {f"{NAME}-0": "leader", names[0]: "read-replica", names[1]: "read-replica"}
+        roles = {f"{NAME}-0": "leader", names[0]: "read-replica", names[1]: "read-replica"}
+
+        async def all_are_seen() -> bool:
+            return roles == {row["name"]: row["role"] for row in await made.cluster.pods(made[0])}
+
+        await made.cluster.until(all_are_seen, "every pod in the overview, with its role")
         # An autoscaler takes one; the voter restarts; the other serves what it has meanwhile.
         made.api.statefulset(f"{NAME}-read", 1)
         assert await made.stop(names[1]) == [0]
@@ -183,13 +202,21 @@ async def test_the_label_of_the_leaders_pod_follows_the_leader(tmp_path: Path) -
             labels = {n: made.api.labels(f"{NAME}-{n}").get("kvnode/leader") for n in range(3)}
             return [f"{NAME}-{n}" for n, value in labels.items() if value == "true"]
 
-        leader = await made.cluster.lab_leader()
-        await eventually(lambda: labelled() == [leader.name], "the leader's label")
-        assert (await made.says(leader, "/health/leader"))[0] == 200
-        assert await made.stop(leader.name) == [0]
-        successor = await made.cluster.lab_leader()
-        assert successor is not leader
-        await eventually(lambda: labelled() == [successor.name], "the successor's label")
-        other = next(node for node in made.pods.values() if node is not successor)
-        assert (await made.says(other, "/health/leader"))[0] == 503
-        assert made.api.labels(leader.name)["kvnode/leader"] == "false"
+        async def the_leader_is_told_by_label_and_route() -> bool:
+            leader = await made.cluster.lab_leader()
+            return (
+                labelled() == [leader.name]
+                and (await made.says(leader, "/health/leader"))[0] == 200
+                and all(
+                    (await made.says(node, "/health/leader"))[0] == 503
+                    for node in made.pods.values()
+                    if node is not leader
+                )
+            )
+
+        await made.cluster.until(the_leader_is_told_by_label_and_route, "the leader")
+        (first,) = labelled()
+        assert await made.stop(first) == [0]
+        await made.cluster.until(the_leader_is_told_by_label_and_route, "its successor")
+        assert labelled() != [first]
+        assert made.api.labels(first)["kvnode/leader"] == "false"

@@ -180,7 +180,7 @@ async def test_idle_silent_and_dripping_clients_cost_little_and_end(tmp_path: Pa
         leader = await made.leader()
         await made.ready()
         for number in range(4):
-            assert await made.put(leader, f"big/{number}", "x" * 500_000)
+            await made.write(leader, f"big/{number}", "x" * 500_000)
         at_rest = rss_mib(leader)
         async with watched(made):
             crowd = Crowd(leader)
