@@ -141,6 +141,8 @@ class _Runner:
         self._verbose = verbose
         self._child: asyncio.subprocess.Process | None = None
         self._interrupted = asyncio.Event()
+        self._early: list[signal.Signals] = []
+        """Signals that came before the command ran."""
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -159,9 +161,11 @@ class _Runner:
                         await self._lease.end()
 
     def _signalled(self, number: signal.Signals) -> None:
-        """Before the command runs, a signal ends the waiting; afterwards it is the command's."""
-        self._interrupted.set()
-        if self._child is not None and self._child.returncode is None:
+        """Before the lock is held, a signal ends the waiting; afterwards it is the command's."""
+        if self._child is None:
+            self._early.append(number)
+            self._interrupted.set()
+        elif self._child.returncode is None:
             self._signal(self._child, number)
 
     def _signal(self, child: asyncio.subprocess.Process, number: signal.Signals) -> None:
@@ -184,7 +188,7 @@ class _Runner:
             )
             if waiting.done():
                 waiting.result()
-                return not interrupted.done()
+                return not self._interrupted.is_set()
             if ended.done():
                 say(f"kvnode: {ended.result()}")
             elif not interrupted.done():
@@ -209,6 +213,8 @@ class _Runner:
             await self._release()
             fail(f"{self._command[0]}: {error.strerror}", code=127)
         self._child = child
+        for number in self._early:  # it may run by itself before we hear that it does
+            self._signalled(number)
         running = asyncio.create_task(child.wait())
         lost = asyncio.create_task(first_loss(self._lease, self._held))
         await asyncio.wait((running, lost), return_when=asyncio.FIRST_COMPLETED)

@@ -469,8 +469,10 @@ class KvnodeClient(SnapshotCalls):
                     raise
                 if doubtful and not safe and not await self._knows_keys(deadline):
                     raise
+                await asyncio.sleep(pause_s)
+                if loop.time() >= deadline:  # late: aiohttp would take nothing left for no limit
+                    raise
             self._preferred = (self._preferred + 1) % len(self._bases)
-            await asyncio.sleep(pause_s)
 
     async def _knows_keys(self, deadline: float) -> bool:
         """Whether the servers execute a write with an ``Idempotency-Key`` once, as kvnodes do."""

@@ -300,12 +300,26 @@ async def test_no_leader_is_an_empty_address() -> None:
         assert await kv.leader() == ""
 
 
-async def test_no_leader_ends_as_no_leader() -> None:
+async def test_no_leader_ends_as_no_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda _, high: high)  # no try just before the end
     handler, _ = answering(web.Response(status=500, text="No cluster leader"))
     async with serving(handler) as url, client(url, timeout_s=0.3) as kv:
         with pytest.raises(NoLeader) as caught:
             await kv.put("k", b"v")
     assert caught.value.took_effect == "no"
+
+
+async def test_who_sleeps_past_the_end_asks_nobody_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With nothing left of its time, a request would have no limit at all."""
+    really_sleep = asyncio.sleep
+    monkeypatch.setattr("asyncio.sleep", lambda _: really_sleep(0.5))
+    handler, seen = answering(web.Response(status=500, text="No cluster leader"))
+    async with serving(handler) as url, client(url, timeout_s=0.4) as kv:
+        with pytest.raises(NoLeader):
+            await kv.get("k")
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("address", ["", "ftp://x", "http://", "http://h:port", "h:99999"])
