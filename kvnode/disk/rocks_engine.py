@@ -41,6 +41,7 @@ from rocksdict import (
     WriteBatch,
 )
 
+from kvnode.disk.rocks_records import check_records
 from kvnode.errors import (
     CorruptLog,
     DirectoryInUse,
@@ -304,7 +305,11 @@ class RocksEngine:
         self._closed = False
         self._snapshots: set[RocksSnapshot] = set()
         try:
+            if not create:
+                check_records(path)
             self._db: Any = Rdict(str(path), _options(settings, create=create))
+        except CorruptLog:
+            raise
         except Exception as error:
             raise _refused(error, path) from error
         try:

@@ -65,6 +65,13 @@ def damage_manifest(node: Node) -> None:
     flip(manifest, manifest.stat().st_size // 2)
 
 
+def damage_record_type(node: Node) -> None:
+    """The bit with which RocksDB alone would read the manifest for ever."""
+    [manifest] = (node.data / "state" / "1").glob("MANIFEST-*")
+    size = int.from_bytes(manifest.read_bytes()[4:6], "little")
+    flip(manifest, 7 + size + 6, 2)
+
+
 def damage_base(node: Node) -> None:
     (node.data / "raft" / "base").write_bytes(b"")
 
@@ -138,7 +145,15 @@ async def test_a_damaged_node_refuses_to_start_and_says_what_to_do(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_log, lose_log_end, damage_votes, damage_identity, damage_manifest, damage_base],
+    [
+        damage_log,
+        lose_log_end,
+        damage_votes,
+        damage_identity,
+        damage_manifest,
+        damage_record_type,
+        damage_base,
+    ],
 )
 async def test_a_damaged_node_is_healed_from_its_peers(tmp_path: Path, damage) -> None:
     """Its data are set aside, it comes back through a learner, and everything acknowledged is there."""
