@@ -28,10 +28,13 @@ PATIENCE_S = 40.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Below Linux's ephemeral ports, which somebody's connection may take before a node does."""
+    """Below Linux's ephemeral ports, which somebody's connection may take before a node does, below those
+    of tests that run beside these, and other ones for each worker.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
+        port = 14_000 + worker % 4 * 1_500 + random.randrange(1_500)
         with socket.socket() as tcp, suppress(OSError):
             tcp.bind(("127.0.0.1", port))
             if port not in ports:

@@ -254,7 +254,7 @@ def test_watch_nodes_and_services(consul: Program, tmp_path: Path) -> None:
 # -- the cluster
 
 
-def test_members_and_info(consul: Program) -> None:
+def test_members_and_info(consul: Program, trio: Trio) -> None:
     members = consul("members")
     assert (
         len(re.findall(r"kvnode-\d\s+127\.0\.0\.1:\d+\s+alive\s+server\s+1\.22\.0", members)) == 3
@@ -262,8 +262,15 @@ def test_members_and_info(consul: Program) -> None:
     detailed = consul("members", "-detailed")
     assert "role=consul" in detailed
     assert "kvnode-0.dc1" in consul("members", "-wan")
-    info = consul("info")
-    for line in ("state = Follower", "known_datacenters = 1", "server = true", "failed = 0"):
+
+    def its_state() -> str:
+        """As it says, once that is so: the node may have begun to lead."""
+        info = consul("info")
+        state = "Leader" if trio.leader is consul.node else "Follower"
+        return info if f"state = {state}\n" in info else ""
+
+    info = wait_for(its_state, "its state")
+    for line in ("known_datacenters = 1", "server = true", "failed = 0"):
         assert line in info, line
 
 

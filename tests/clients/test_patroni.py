@@ -75,12 +75,16 @@ class Pair:
 
 async def lead(made: Cluster, node: Node) -> None:
     """Let this node lead."""
-    for member in await made.members(node):
-        if member["Node"] == node.name and not member["Leader"]:
-            route = f"{node.url}/v1/operator/raft/transfer-leader?id={member['ID']}"
-            async with made.session.post(route) as answer:
-                assert answer.status == 200, await answer.text()
-    assert await made.leader() is node
+
+    async def leads() -> bool:
+        for member in await made.members(node):
+            if member["Node"] == node.name and not member["Leader"]:
+                route = f"{node.url}/v1/operator/raft/transfer-leader?id={member['ID']}"
+                async with made.session.post(route) as answer:
+                    await answer.read()  # refused while the node lags, say: it is asked again
+        return await made.leader() is node
+
+    await made.until(leads, f"{node.name} leads")
 
 
 async def test_a_postgres_pair_fails_over(directory: Path) -> None:

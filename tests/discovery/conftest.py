@@ -17,7 +17,7 @@ def server() -> Iterator[DnsServer]:
 
 @pytest.fixture
 def settings(server: DnsServer) -> Callable[..., DnsSettings]:
-    """Settings that ask the test server, with short times."""
+    """Settings that ask the test server, with time enough for an answer."""
 
     def make(name: str = NAME, **changes: Any) -> DnsSettings:
         values: dict[str, Any] = {
@@ -25,8 +25,9 @@ def settings(server: DnsServer) -> Callable[..., DnsSettings]:
             "peer_port": 8300,
             "nameservers": (server.address,),
             "search": ("default.svc.cluster.local", "svc.cluster.local", "cluster.local"),
-            "query_timeout_s": 0.3,
+            "query_timeout_s": 20.0,
             "query_tries": 1,
+            "round_timeout_s": 30.0,
         }
         return DnsSettings(**{**values, **changes})
 

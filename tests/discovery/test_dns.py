@@ -96,17 +96,23 @@ async def test_server_failure_is_a_failure(server, settings, rcode):
 
 async def test_a_silent_server_times_out(server, settings):
     server.silent = True
-    started = time.monotonic()
-    answer = await look_up(settings(query_timeout_s=0.1, round_timeout_s=0.5))
+    answer = await look_up(settings(query_timeout_s=0.1))
     assert (answer.seeds, answer.failed) == ([], True)
     assert "in time" in answer.reason
-    assert time.monotonic() - started < 2
+
+
+async def test_a_round_ends_in_time_whatever_its_queries_do(server, settings):
+    server.silent = True
+    started = time.monotonic()
+    answer = await look_up(settings(query_timeout_s=60, round_timeout_s=0.5))
+    assert (answer.seeds, answer.failed) == ([], True)
+    assert time.monotonic() - started < 30
 
 
 async def test_a_slow_server_is_waited_for(server, settings):
     server.pods("kvnode", 1)
     server.delay_s = 0.1
-    assert len((await look_up(settings(query_timeout_s=2.0))).seeds) == 1
+    assert len((await look_up(settings())).seeds) == 1
 
 
 async def test_garbage_is_a_failure(server, settings):
@@ -119,7 +125,8 @@ async def test_nobody_listening_is_a_failure(server, settings):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    answer = await look_up(settings(nameservers=(f"127.0.0.1:{port}",), round_timeout_s=0.5))
+    nobody = (f"127.0.0.1:{port}",)
+    answer = await look_up(settings(nameservers=nobody, query_timeout_s=0.3, round_timeout_s=0.5))
     assert (answer.seeds, answer.failed) == ([], True)
 
 
@@ -194,7 +201,8 @@ async def start_dnsmasq(tmp_path, settings):
             dnsmasq_arguments(port, tmp_path / "pid"), stderr=subprocess.DEVNULL
         )
         while process.poll() is None:
-            if (await look_up(settings(nameservers=(f"127.0.0.1:{port}",)))).seeds:
+            it = (f"127.0.0.1:{port}",)
+            if (await look_up(settings(nameservers=it, query_timeout_s=0.3))).seeds:
                 return process, port
         assert process.returncode == 2, "dnsmasq failed, and not because its port was taken"
 

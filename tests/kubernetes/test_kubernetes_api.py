@@ -40,7 +40,11 @@ async def server(pki: Path) -> AsyncIterator[api_server.ApiServer]:
 def settings_for(server: api_server.ApiServer, *rights: tuple[str, str, str]) -> ApiSettings:
     folder = server.account("kvnode", *rights)
     return ApiSettings(
-        url=server.url, statefulset="kvnode", pod="kvnode-1", credentials=str(folder), timeout_s=2.0
+        url=server.url,
+        statefulset="kvnode",
+        pod="kvnode-1",
+        credentials=str(folder),
+        timeout_s=30.0,
     )
 
 
