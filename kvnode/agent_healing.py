@@ -4,8 +4,9 @@ With ``--heal-corruption`` a node that finds its data damaged at start sets them
 comes back as a new incarnation, which joins through a learner and copies everything from the leader
 (RC-49, RC-71). The votes and entries that the old incarnation promised are thereby gone for the
 cluster. That is safe as long as the others are a quorum without it, so this is asked first: a leader
-that is still the same, in the same term, after more than an election time-out during which this node was
-down, has a quorum of others (RC-17). Nobody who answers like that: nothing is touched.
+that a quorum confirms in a round that begins after this node went down has a quorum of others (RC-17, RC-31).
+A leader's own word would not do, it steps down a while after it has lost its quorum only. Nobody who
+answers like that: nothing is touched.
 
 The new incarnation never founds a cluster (``DataDir.may_found``): if all nodes were damaged at once, they
 wait for each other, with all data aside, instead of beginning anew with none.
@@ -27,7 +28,7 @@ from kvnode.disk.files import OsFileSystem
 from kvnode.disk.quarantine import check_room, known_cluster
 from kvnode.errors import CorruptLog, DiskFailed, KvnodeError
 from kvnode.ports import Hello
-from kvnode.raft.types import NodeId, Role
+from kvnode.raft.types import NodeId
 from kvnode.transport.handshake import PROTOCOL
 from kvnode.transport.tcp import TcpTransport
 
@@ -37,12 +38,10 @@ LEADER_WAIT_S = 30.0
 """How long a leader is looked for: the others may be electing one."""
 ASK_TIMEOUT_S = 2.0
 ADDRESSES_MAX = 64
-ELECTION_TIMEOUTS = 3
-"""A leader without a quorum steps down within two."""
 
 
 class Leadership(NamedTuple):
-    """Somebody who says that it leads."""
+    """Somebody who leads, and whom a quorum has confirmed."""
 
     cluster_id: str
     node_id: NodeId
@@ -55,7 +54,7 @@ async def heal(config: Config, error: CorruptLog) -> bool:
     files = OsFileSystem()
     try:
         check_room(files, config.data_dir)
-        found = await _lasting_leader(config, known_cluster(files, config.data_dir))
+        found = await _confirmed_leader(config, known_cluster(files, config.data_dir))
         if isinstance(found, str):
             _LOG.error("healing_refused", reason=found)
             return False
@@ -67,26 +66,14 @@ async def heal(config: Config, error: CorruptLog) -> bool:
     return True
 
 
-async def _lasting_leader(config: Config, cluster_id: str) -> Leadership | str:
+async def _confirmed_leader(config: Config, cluster_id: str) -> Leadership | str:
     """Find a leader that has a quorum without this node, or say why there is none."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LEADER_WAIT_S
-    lasting_s = ELECTION_TIMEOUTS * config.election_timeout_ms / 1000
-    reason = "no other node is known to ask; give --retry-join or --join-srv"
     while True:
-        first = await _ask_all(config, cluster_id)
-        if isinstance(first, Leadership):
-            await asyncio.sleep(lasting_s)
-            second = await _ask_all(config, cluster_id)
-            if second == first:
-                return first
-            reason = (
-                f"{first.name} led, and no longer does: the others are no quorum without this node"
-            )
-        else:
-            reason = first
-        if loop.time() > deadline:
-            return reason
+        found = await _ask_all(config, cluster_id)
+        if isinstance(found, Leadership) or loop.time() > deadline:
+            return found
         await asyncio.sleep(config.discovery_interval_s)
 
 
@@ -122,7 +109,10 @@ async def _ask_all(config: Config, cluster_id: str) -> Leadership | str:
         return "no other node is known to ask; give --retry-join or --join-srv"
     ours = [leader for leader in leaders if not cluster_id or leader.cluster_id == cluster_id]
     if not ours:
-        return f"none of {len(addresses)} addresses is the leader of this node's cluster"
+        return (
+            f"none of {len(addresses)} addresses is the leader of this node's cluster, confirmed by a quorum"
+            " without this node"
+        )
     if len({leader.cluster_id for leader in ours}) > 1:
         return "leaders of several clusters answer, and the damaged identity does not say which is ours"
     return max(ours, key=lambda leader: leader.term)
@@ -135,7 +125,7 @@ async def _ask(transport: TcpTransport, address: str) -> tuple[Hello, Any] | Non
         if not answered.done():
             answered.set_result(value)
 
-    transport.request_address(address, "pod", None, ASK_TIMEOUT_S, done)
+    transport.request_address(address, "lead", None, ASK_TIMEOUT_S, done)
     try:
         async with asyncio.timeout(2 * ASK_TIMEOUT_S):
             return await answered
@@ -144,11 +134,10 @@ async def _ask(transport: TcpTransport, address: str) -> tuple[Hello, Any] | Non
 
 
 def _leadership(answer: tuple[Hello, Any] | None) -> Leadership | None:
-    """Read an answer to "pod": role, term, and more that does not matter here."""
+    """Read an answer to "lead": the term."""
     if answer is None:
         return None
-    hello, payload = answer
-    match payload:
-        case (str(role), int(term), *_) if role == Role.LEADER.value and hello.cluster_id:
-            return Leadership(hello.cluster_id, hello.node_id, hello.name, term)
+    hello, term = answer
+    if type(term) is int and hello.cluster_id:
+        return Leadership(hello.cluster_id, hello.node_id, hello.name, term)
     return None

@@ -53,6 +53,7 @@ class Service:
             "remove": self._remove,
             "transfer": self._transfer,
             "pod": self._pod,
+            "lead": self._lead,
             "digest": self._digest,
             "diverged": self._diverged,
             "where": self._where,
@@ -84,6 +85,18 @@ class Service:
 
     def _pod(self, _sender: Hello, _payload: Any, reply: Reply, _fail: Fail) -> None:
         reply(pods.describe(self._replica))
+
+    def _lead(self, _sender: Hello, _payload: Any, reply: Reply, fail: Fail) -> None:
+        """Whether this node leads, by the word of a quorum that was asked since."""
+        replica = self._replica
+
+        def confirmed(_view: Any, error: KvnodeError | None) -> None:
+            if error is None:
+                reply(replica.raft.term)
+            else:
+                fail(error)
+
+        replica.intake.take_read(confirmed, hopped=True)
 
     def _digest(self, _sender: Hello, payload: Any, reply: Reply, _fail: Fail) -> None:
         index = payload if type(payload) is int else -1

@@ -57,6 +57,17 @@ def test_everybody_may_ask_who_and_what_this_node_is(cluster: Cluster) -> None:
     assert applied > 0
 
 
+def test_a_leader_says_that_it_leads_when_a_quorum_confirms_it(cluster: Cluster) -> None:
+    """Who may set its data aside depends on it: a leader's own word would not do."""
+    leader = cluster.machines[0].replica
+    assert ask(cluster, 0, "lead", None, cluster_id="").value == leader.raft.term
+    assert isinstance(ask(cluster, 1, "lead", None, cluster_id="").error, NotLeader)
+    for machine in cluster.machines[1:]:
+        machine.kill()
+    assert leader.is_leader
+    assert ask(cluster, 0, "lead", None, cluster_id="").error is not None
+
+
 def test_a_digest_is_told_for_an_index_that_is_known(cluster: Cluster) -> None:
     applied = cluster.machines[0].replica.store.applied_index
     assert len(ask(cluster, 0, "digest", applied).value) == 32
