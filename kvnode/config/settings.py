@@ -476,8 +476,8 @@ class Config(Limits):
     heal_corruption: bool = _setting(
         False,
         "When this node's data are found damaged at start, and a quorum of the others confirms a leader: "
-        "set them aside (nothing is deleted), join as a new member, copy the leader's data. Once per directory. "
-        "Otherwise such a node refuses to start.",
+        "set them aside (nothing is deleted), join as a new member, copy the leader's data. "
+        "Once per directory. Otherwise such a node refuses to start.",
         section=_STORAGE,
     )
     write_buffer_bytes: int = _setting(
