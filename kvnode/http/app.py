@@ -16,7 +16,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from kvnode.http import errors, kv
-from kvnode.http.gate import LARGE_ANSWER_BYTES
+from kvnode.http.gate import LARGE_ANSWER_BYTES, LINGER_S
 from kvnode.http.messages import TEXT_TYPE, Request, Response, header_pairs
 from kvnode.http.router import Match, Router
 from kvnode.http.streams import Stream, Streams
@@ -300,7 +300,9 @@ class App:
 class _Handler(web.RequestHandler):
     """One connection of the full shell."""
 
-    __slots__ = ("_head_bytes", "_head_timer", "answer_bad_request", "gate", "limits", "once")
+    __slots__ = (
+        "_given_up", "_head_bytes", "_head_timer", "answer_bad_request", "gate", "limits", "once",
+    )  # fmt: skip
 
     answer_bad_request: Callable[[str], web.Response]
     gate: Gate
@@ -312,12 +314,16 @@ class _Handler(web.RequestHandler):
         """Let in above the bound, for one request."""
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._given_up: asyncio.TimerHandle | None = None
+        """Ends a connection whose last bytes are thrown away."""
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; a head may neither take for ever nor grow without a bound.
 
         aiohttp bounds each line and their number, but neither the whole nor the time.
         """
+        if self._given_up is not None:
+            return
         super().data_received(data)
         waits = not self._messages and (self._waiter is not None or self._request_count == 0)
         if not waits or self.transport is None:
@@ -334,6 +340,8 @@ class _Handler(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""
         self._head_is_complete()
+        if self._given_up is not None:
+            self._given_up.cancel()
         self.gate.is_quick(self)
         super().connection_lost(exc)
 
@@ -344,7 +352,7 @@ class _Handler(web.RequestHandler):
             self._head_timer = None
 
     def _give_up(self, response: Response) -> None:
-        """End a connection whose request never came."""
+        """End a connection whose request never came; what is still sent of it is thrown away for a while."""
         self._head_is_complete()
         transport = self.transport
         if transport is not None:
@@ -356,7 +364,9 @@ class _Handler(web.RequestHandler):
                 % (status, status.phrase.encode(), response.head, node,
                    len(response.body), response.body)
             )  # fmt: skip
-            self.force_close()
+            if transport.can_write_eof():
+                transport.write_eof()
+            self._given_up = asyncio.get_running_loop().call_later(LINGER_S, self.force_close)
 
     def cut(self) -> None:
         """End the connection at once."""

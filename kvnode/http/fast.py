@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from kvnode.http import errors, idempotency, kv
 from kvnode.http.exchange import Exchange
-from kvnode.http.gate import LARGE_ANSWER_BYTES
+from kvnode.http.gate import LARGE_ANSWER_BYTES, LINGER_S
 from kvnode.http.heads import Facts, read_block
 from kvnode.http.messages import TEXT_TYPE, Response
 
@@ -39,9 +39,6 @@ _START_BYTES = max(map(len, _STARTS))
 _PREFIXES = (kv.V1_PREFIX, kv.OWN_PREFIX)
 _BUFFER_PAUSE_BYTES = 64 * 1024
 """More than this, waiting behind requests in progress, stops the reading."""
-_LINGER_S = 2.0
-"""After refusing a request that is still being sent: how long its bytes are thrown away before the
-connection is cut. Closing at once would reset it, and the client might never see the answer."""
 _WRITE_HIGH_BYTES = 64 * 1024
 _SWEEP_S = 0.5
 _REFUSED_TIMEOUT_S = 5.0
@@ -534,7 +531,7 @@ class Connection(asyncio.Protocol):
         self._leaving = True
         transport = self._transport
         transport.write(self.hub.encode(response, last=True))
-        self.deadline = self.hub.time() + _LINGER_S
+        self.deadline = self.hub.time() + LINGER_S
         if transport.can_write_eof():
             transport.write_eof()
         else:

@@ -11,6 +11,9 @@ LARGE_ANSWER_BYTES = 8 * 1024
 """Answers up to this length are not counted: they are bounded by the number of requests."""
 REFUSED_MAX = 1_024
 """Connections above the bound that may be open at a time, to be told so; the next ones are cut."""
+LINGER_S = 2.0
+"""After refusing a request that is still being sent: how long its bytes are thrown away before the
+connection is cut. Closing at once would reset it, and the client might never see the answer."""
 SLOW_S = 1.0
 """Under pressure, a client that has not taken its answer for so long makes room for the others."""
 
