@@ -266,6 +266,9 @@ class Shell:
 
     def __init__(self, *, fast_path: bool) -> None:
         self.replica = FakeReplica()
+        self.replica._ticking = (
+            True  # no time passes here: what is stored depends on the bytes alone
+        )
         settings = HttpSettings(
             **{
                 **{name: getattr(SETTINGS, name) for name in SETTINGS.__slots__},

@@ -174,7 +174,7 @@ async def test_a_damaged_node_is_healed_from_its_peers(tmp_path: Path, damage) -
         assert damage is not lose_log_end or "synced data are missing" in why, why
         assert (victim.data / "set-aside-damaged" / "raft").is_dir()
         check_kept(writers, await made.dump(victim, "w/"))
-        assert len({pod["digest"] for pod in await made.pods(leader)}) == 1
+        await all_equal(made, leader)
 
 
 async def test_damage_met_by_a_reader_stops_the_node_and_is_not_forgotten(tmp_path: Path) -> None:
@@ -292,14 +292,16 @@ async def test_random_damage_never_gives_a_wrong_value(tmp_path: Path) -> None:
             await settled(made)
             check_kept(writers, await read_whole(made, victim))
             outcomes.append((f"{place} {what}", "healed" if aside.exists() else "whole"))
-        leader = await made.leader()
-
-        async def equal() -> bool:
-            pods = await made.pods(leader)
-            return len({pod["digest"] for pod in pods}) == 1 and len(pods) == 3
-
-        await made.until(equal, "all states are equal")
+        await all_equal(made, await made.leader())
     print(json.dumps({"seed": seed, "outcomes": outcomes}))
+
+
+async def all_equal(made: Cluster, asked: Node) -> None:
+    async def equal() -> bool:
+        pods = await made.pods(asked)
+        return len({pod["digest"] for pod in pods}) == 1 and len(pods) == 3
+
+    await made.until(equal, "all states are equal")
 
 
 async def read_whole(made: Cluster, node: Node) -> dict[str, bytes]:

@@ -78,10 +78,9 @@ async def test_heartbeats_pass_while_64_mib_of_bulk_data_are_stuck(net):
             a.send("b", [big(MIB)])
         assert bulk.write_buffer_size() > 60 * MIB, "it is really stuck"
         for number in range(20):
-            sent_at = asyncio.get_running_loop().time()
             a.send("b", [Heartbeat("a", "b", 1, 0, number)])
             await net.until(lambda n=number: peer.heartbeats == n + 1)
-            assert asyncio.get_running_loop().time() - sent_at < 0.25
+            assert bulk.write_buffer_size() > 60 * MIB, "it waited for nothing of this"
         assert a.connected() == {"b": True}
         a.set_peers({})
 
@@ -118,7 +117,7 @@ async def test_a_silent_peer_is_given_up_and_takes_both_lanes_along(net):
         assert a.connected() == {"b": True}, "as long as it answers pings"
         assert a.metrics.peer("b").rtt_s > 0
         peer.silent = True
-        await net.until(lambda: a.connected() == {"b": False}, 3.0)
+        await net.until(lambda: a.connected() == {"b": False})
         await net.until(lambda: a.recorder.unreachable.count("b") >= 2)
         a.set_peers({})
 
@@ -130,7 +129,7 @@ async def test_a_bulk_lane_without_progress_is_given_up(net):
         a.set_peers({"b": (peer.hello.address,)})
         await net.until(lambda: a.connected() == {"b": True})
         fast = a._peers["b"].fast.connection
-        await net.until(lambda: a._peers["b"].bulk.connection is None, 3.0)
+        await net.until(lambda: a._peers["b"].bulk.connection is None)
         assert a._peers["b"].fast.connection is fast, "heartbeats go on"
         a.set_peers({})
 
@@ -142,7 +141,7 @@ async def test_a_dialler_that_falls_silent_is_forgotten_by_the_listener(net):
     reader, writer = await asyncio.open_connection("127.0.0.1", a.port)
     writer.write(pack_frame(hello_frame(net.hello("b"), Lane.FAST)))
     await net.until(lambda: a._connections)
-    await net.until(lambda: not a._connections, 3.0)
+    await net.until(lambda: not a._connections)
     assert unpack_frame((await reader.read())[HEADER_BYTES:])[0] == framing.HELLO
     writer.close()
 
@@ -209,12 +208,18 @@ async def test_requests_wait_while_answers_are_not_read_and_go_on_afterwards(net
 
 @pytest.mark.slow
 async def test_a_cut_cable_is_noticed_within_seconds_with_the_default_settings(net):
-    a = await net.start("a", settings=TransportSettings())
+    """In turns of a second: a process that stood still has given nobody up."""
+    settings = TransportSettings()
+    assert settings.ping_s * (settings.silent_pings_max + 2) < 8
+    a = await net.start("a", settings=settings)
     async with HalfDeaf(net.hello("b")) as peer:
         a.set_peers({"b": (peer.hello.address,)})
         await net.until(lambda: a.connected() == {"b": True})
+        turns = []
+        fast = a._peers["b"].fast.connection
+        check_alive = fast.check_alive
+        fast.check_alive = lambda: (turns.append(1), check_alive())
         peer.silent = True
-        started = asyncio.get_running_loop().time()
-        await net.until(lambda: a.connected() == {"b": False}, 15.0)
-        assert asyncio.get_running_loop().time() - started < 8
+        await net.until(lambda: a.connected() == {"b": False}, 60.0)
+        assert len(turns) <= settings.silent_pings_max + 2
         a.set_peers({})

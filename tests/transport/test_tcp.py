@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from kvnode.raft.messages import AppendEntries, Heartbeat, TimeoutNow
 from kvnode.raft.types import ZERO, Entry, EntryKind, LogId
 from kvnode.transport.framing import HELLO_BYTES_MAX
 from kvnode.transport.resolve import ThreadResolver
+from tests.transport.conftest import QUICK
 
 
 def beat(sender="a", to="b", read_round=1):
@@ -345,9 +347,10 @@ async def test_a_name_server_that_hangs_does_not_hold_up_the_other_candidates(ne
             await asyncio.sleep(60)
         return await literal(address)
 
-    a, b = await net.start("a", resolve=resolve), await net.start("b")
+    settings = replace(QUICK, resolve_timeout_s=60)
+    a, b = await net.start("a", resolve=resolve, settings=settings), await net.start("b")
     a.set_peers({"b": ("hangs:1", b.address)})
-    await net.until(lambda: a.connected() == {"b": True}, 1.0)
+    await net.until(lambda: a.connected() == {"b": True})
 
 
 async def test_a_name_that_is_never_resolved_ends_in_an_error(net):
