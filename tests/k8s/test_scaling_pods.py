@@ -204,15 +204,9 @@ async def test_the_label_of_the_leaders_pod_follows_the_leader(tmp_path: Path) -
 
         async def the_leader_is_told_by_label_and_route() -> bool:
             leader = await made.cluster.lab_leader()
-            return (
-                labelled() == [leader.name]
-                and (await made.says(leader, "/health/leader"))[0] == 200
-                and all(
-                    (await made.says(node, "/health/leader"))[0] == 503
-                    for node in made.pods.values()
-                    if node is not leader
-                )
-            )
+            said = {n.name: (await made.says(n, "/health/leader"))[0] for n in made.pods.values()}
+            expected = {name: 200 if name == leader.name else 503 for name in said}
+            return labelled() == [leader.name] and said == expected
 
         await made.cluster.until(the_leader_is_told_by_label_and_route, "the leader")
         (first,) = labelled()
