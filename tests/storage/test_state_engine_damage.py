@@ -7,8 +7,10 @@ finds that; these tests fail without it.
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import shutil
+import sys
 from collections import Counter, deque
 from contextlib import closing
 from pathlib import Path
@@ -88,6 +90,8 @@ def judge(directory: Path, what: str) -> str:
     """Open, read everything; the verdict in a word. Fails on a wrong answer."""
     opened = False
     engine: RocksEngine | None = None
+    # Who reads for ever in C holds the interpreter: no other time limit would end that.
+    faulthandler.dump_traceback_later(100, exit=True, file=sys.__stderr__)
     try:
         engine = RocksEngineFactory(directory, SMALL).open_current()
         opened = True
@@ -103,6 +107,7 @@ def judge(directory: Path, what: str) -> str:
     finally:
         if engine is not None:
             engine.close()
+        faulthandler.cancel_dump_traceback_later()
     assert problems == [], f"{what}: {problems}"
     return verdict
 
