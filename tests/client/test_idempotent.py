@@ -129,7 +129,7 @@ async def test_counters(kv: KvnodeClient) -> None:
 
 
 async def test_a_key_with_a_time_to_live(kv: KvnodeClient) -> None:
-    await kv.put("a", "1", ttl_s=1)
+    await kv.put("a", "1", ttl_s=2)  # of one stall a second counts: then it is still there
     answer = await kv.read("a")
     assert answer.value is not None
     assert (await kv.read("a", index=answer.index, wait_s=10)).value is None

@@ -143,14 +143,22 @@ async def gone(kv: Kv, key: str) -> bool:
 
 async def test_a_key_lives_as_long_as_it_is_told(kv: Kv) -> None:
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    assert (await kv.put("a", "1", "ttl=1s")).text == "true"
-    index = (await kv.get("a")).index
-    answer = await kv.get("a", f"index={index}&wait=10s")
-    took = loop.time() - began
-    assert answer.status == 404, "the deletion wakes who waits"
-    assert 1.0 <= took < 3.0
-    assert answer.index > index
+    for number in range(3):  # a machine that stalls for so long is no reason to fail
+        key = f"a{number}"
+        began = loop.time()
+        assert (await kv.put(key, "1", "ttl=1s")).text == "true"
+        first = await kv.get(key)
+        if first.status == 404:
+            assert loop.time() - began >= 1.0, "it is over before anybody could wait for it"
+            continue
+        answer = await kv.get(key, f"index={first.index}&wait=10s")
+        took = loop.time() - began
+        assert answer.status == 404, "the deletion wakes who waits"
+        assert took >= 1.0
+        assert answer.index > first.index
+        if took < 3.0:
+            return
+    raise AssertionError("it lived too long each time")
 
 
 async def test_who_asks_is_told_how_long_a_key_lives(kv: Kv) -> None:

@@ -216,17 +216,24 @@ async def test_destroy_deletes_when_it_was_asked_to(kv: Kv, sessions: Sessions) 
 @pytest.mark.parametrize("behavior", ["release", "delete"])
 async def test_destroy_starts_the_lock_delay(kv: Kv, sessions: Sessions, behavior: str) -> None:
     """Spec §5.5, §17 (13): also when the key was deleted."""
-    holder = await sessions.create(LockDelay="600ms", Behavior=behavior)
     other = await sessions.create()
-    await acquire(kv, "a", holder, "1")
-    began = time.monotonic()
-    await sessions.destroy(holder)
-    answer = await acquire(kv, "a", other, "2")
-    assert (answer.status, answer.body) == (200, b"false")
-    while (await acquire(kv, "a", other, "2")).body == b"false":
-        assert time.monotonic() - began < 10
-    assert time.monotonic() - began >= 0.6
-    assert (await kv.entry("a"))["Session"] == other
+    for number in range(3):  # a machine that stalls for so long is no reason to fail
+        key = f"a{number}"
+        holder = await sessions.create(LockDelay="600ms", Behavior=behavior)
+        await acquire(kv, key, holder, "1")
+        began = time.monotonic()
+        await sessions.destroy(holder)
+        refused = 0
+        while (answer := await acquire(kv, key, other, "2")).body == b"false":
+            assert answer.status == 200
+            assert time.monotonic() - began < 10
+            refused += 1
+        assert (answer.status, answer.body) == (200, b"true")
+        assert time.monotonic() - began >= 0.6
+        assert (await kv.entry(key))["Session"] == other
+        if refused:
+            return
+    raise AssertionError("the lock was never refused")
 
 
 async def test_no_lock_delay_after_release_or_when_none_was_asked_for(

@@ -306,11 +306,11 @@ async def test_a_body_shorter_than_announced_stores_nothing(node: Node) -> None:
     for extra in (b"", b"Expect: x\r\n"):
         _, writer = await node.connect()
         writer.write(request("PUT", "/v1/kv/a", b"123456", extra)[:-1])
+        await until(lambda: node.server.gate.body_bytes > 0)
         writer.close()
         await writer.wait_closed()
-        await asyncio.sleep(0.02)
+        await until(lambda: node.server.gate.body_bytes == 0)
         assert node.replica.commands == []
-        assert node.server.gate.body_bytes == 0
 
 
 # --- bounds ---------------------------------------------------------------------------------
