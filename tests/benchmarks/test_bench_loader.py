@@ -1,6 +1,7 @@
 """The loader sends each request once and trusts no answer without its proof."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -16,10 +17,11 @@ async def loaded(answer: bytes, timeout_s: float = 5.0) -> tuple[int, list[bytes
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while True:
-                seen.append(await reader.readuntil(b"\r\n\r\n"))
-                writer.write(answer)
-        except (asyncio.IncompleteReadError, ConnectionError):
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    seen.append(await reader.readuntil(b"\r\n\r\n"))
+                    writer.write(answer)
+        finally:
             writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
