@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is slow, not wrong; the suite's time limit per test is the bound. Set here, before any test
+# module is imported: what ``@given`` decorates keeps the settings of that moment.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 LONG_S = 300
 """For a test that takes its time and says nothing else: on a machine that is busy with other things, too."""
