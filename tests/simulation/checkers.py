@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -113,6 +113,8 @@ class Invariants:
         self._memberships: dict[bytes, Membership] = {}
         """Decoded once."""
         self._seen: dict[NodeId, _Seen] = {}
+        self._writing: dict[NodeId, set[tuple[int, int]]] = {}
+        """(index, term) of the entries that each disk was writing last."""
 
     @property
     def frontier(self) -> int:
@@ -147,9 +149,14 @@ class Invariants:
         if state.vote is not None:
             self._voted(node, state.term, state.vote)
 
+    def disk_writing(self, node: NodeId, entries: Iterable[Entry]) -> None:
+        """Entries are about to be written: a crash may leave them, or what came before."""
+        self._writing.setdefault(node, set()).update((e.index, e.term) for e in entries)
+
     def disk_entries(self, node: NodeId, entries: tuple[Entry, ...] | list[Entry]) -> None:
         """Entries are durable now; the first may replace others."""
         disk = self.disk(node)
+        self._writing.pop(node, None)
         for entry in entries:
             position = entry.index - disk.base.index - 1
             if position < 0:
@@ -247,13 +254,12 @@ class Invariants:
     ) -> None:
         """A life begins with what its disk gave back: at least what it is known to hold.
 
-        A write that was under way may have replaced the tail; then the first entry that differs is
-        of a later term than the one it replaced.
+        A write that was under way may have replaced the tail; then all that differs is what it wrote.
         """
-        disk = self.disks.get(node)
+        disk, writing = self.disks.get(node), self._writing.pop(node, set())
         if disk is not None:
             fresh = DurableLog(hard_state.term, hard_state.vote, base, [e.term for e in entries])
-            self._nothing_lost(node, disk, fresh)
+            self._nothing_lost(node, disk, fresh, writing)
             if disk.base.index < base.index:
                 self.disk_base(node, base, reset=disk.term_at(base.index) != base.term)
         else:
@@ -275,7 +281,9 @@ class Invariants:
             self.disk_base(node, base, reset=True)
 
     @staticmethod
-    def _nothing_lost(node: NodeId, disk: DurableLog, fresh: DurableLog) -> None:
+    def _nothing_lost(
+        node: NodeId, disk: DurableLog, fresh: DurableLog, writing: set[tuple[int, int]]
+    ) -> None:
         vote_kept = fresh.vote == disk.vote or disk.vote is None or fresh.term > disk.term
         if fresh.term < disk.term or not vote_kept:
             raise Violation(
@@ -287,7 +295,8 @@ class Invariants:
             assert had is not None
             if held == had:
                 continue
-            if held is None or held < had:
+            found = ((i, fresh.term_at(i)) for i in range(index, fresh.last_index + 1))
+            if held is None or not all(entry in writing for entry in found):
                 raise Violation(
                     f"{node} lost durable entry {index}@{had}; it woke up with {held} there, "
                     f"and its log ends at {fresh.last_index}"
@@ -406,7 +415,7 @@ class NoInvariants(Invariants):
     def recovered(self, *_: object) -> None:
         """Believe it."""
 
-    disk_hard_state = disk_entries = sending = observe = applied = began = recovered
+    disk_hard_state = disk_entries = disk_writing = sending = observe = applied = began = recovered
 
     def disk_base(self, *_: object, **__: object) -> None:
         """Believe it."""

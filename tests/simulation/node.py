@@ -280,6 +280,7 @@ class SimNode:
             disk,
             rng,
             lambda: around.disk_latency(latency),
+            lambda operation: self._writing(node_id, operation),
             lambda operation: self._durable(node_id, operation),
         )
         hello = Hello(
@@ -325,6 +326,10 @@ class SimNode:
         self.replica = replica
         around.started(self)
         replica.start()
+
+    def _writing(self, node_id: NodeId, operation: Operation) -> None:
+        if isinstance(operation, Save):
+            self.around.invariants.disk_writing(node_id, operation.entries)
 
     def _durable(self, node_id: NodeId, operation: Operation) -> None:
         invariants = self.around.invariants

@@ -36,6 +36,7 @@ class SimJournal:
         disk: SimDisk,
         rng: random.Random,
         latency: Callable[[], float],
+        on_writing: Callable[[Operation], None],
         on_durable: Callable[[Operation], None],
     ) -> None:
         self._core = core
@@ -43,6 +44,7 @@ class SimJournal:
         self._disk = disk
         self._rng = rng
         self._latency = latency
+        self._on_writing = on_writing
         self._on_durable = on_durable
         self._queue: list[tuple[Operation, Callable[[KvnodeError | None], None]]] = []
         self._running: list[tuple[Operation, Callable[[KvnodeError | None], None]]] = []
@@ -85,6 +87,8 @@ class SimJournal:
         if self._running or not self._queue:
             return
         self._running, self._queue = self._queue, []
+        for operation, _ in self._running:
+            self._on_writing(operation)
         self._clock.call_later(self._latency(), self._finish)
 
     def _finish(self) -> None:
