@@ -109,10 +109,15 @@ class Node:
         assert not self.is_running
         shutil.rmtree(self.data)
 
-    def events(self, *names: str) -> list[dict[str, Any]]:
-        """Log lines of this node, over all its lives: those of these names, or all."""
+    @property
+    def log_end(self) -> int:
+        """Where the log's next line will begin, for ``events``."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def events(self, *names: str, since: int = 0) -> list[dict[str, Any]]:
+        """Log lines of this node, over all its lives or since a ``log_end``: those of these names, or all."""
         found = []
-        for line in self.log.read_text(errors="replace").splitlines():
+        for line in self.log.read_bytes()[since:].decode(errors="replace").splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
@@ -137,6 +142,11 @@ class Cluster:
                 return dict(body["Stats"]["raft"])
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
+
+    async def highest_term(self) -> int:
+        """The latest term that a running node knows of."""
+        facts = [await self.status(node) for node in self.nodes if node.is_running]
+        return max(int(found["term"]) for found in facts if found is not None)
 
     async def leader(self, timeout_s: float = START_TIMEOUT_S) -> Node:
         """Wait until a running node says that it leads."""
@@ -186,14 +196,16 @@ class Cluster:
         connection broke under the first request.
         """
         try:
-            limit = aiohttp.ClientTimeout(total=timeout_s)
-            async with self.session.put(
-                f"{node.url}/v1/kv/{key}", data=value, timeout=limit
-            ) as answer:
-                body = await answer.text()
-                return answer.status == 200 and body == "true"
+            return await self.put_once(node, key, value, timeout_s)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+    async def put_once(self, node: Node, key: str, value: str, timeout_s: float) -> bool:
+        """As ``put``, and raise what kept the answer from coming."""
+        limit = aiohttp.ClientTimeout(total=timeout_s)
+        async with self.session.put(f"{node.url}/v1/kv/{key}", data=value, timeout=limit) as answer:
+            body = await answer.text()
+            return answer.status == 200 and body == "true"
 
     async def write(
         self, node: Node, key: str, value: str, timeout_s: float = START_TIMEOUT_S
@@ -291,6 +303,8 @@ class Writers:
         self._prefix = prefix
         self.acknowledged: dict[str, str] = {}
         self.unknown: dict[str, str] = {}
+        self.broken: list[str] = []
+        """What became of each connection that broke, or could not be made; its write is unknown, too."""
         self.times: list[float] = []
         """When each acknowledgement arrived, ``time.monotonic``."""
         self._stop = asyncio.Event()
@@ -315,7 +329,13 @@ class Writers:
             node = running[at % len(running)]
             key, value = f"{self._prefix}/{number}/{sequence}", f"{number}-{sequence}"
             sequence += 1
-            outcome = await self._cluster.put(node, key, value, timeout_s=4.0)
+            outcome = False
+            try:
+                outcome = await self._cluster.put_once(node, key, value, timeout_s=4.0)
+            except TimeoutError:
+                pass
+            except (aiohttp.ClientError, OSError) as error:
+                self.broken.append(f"{node.name}: {error!r}")
             if outcome:
                 self.acknowledged[key] = value
                 self.times.append(time.monotonic())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.processes import Cluster, Node, Writers, check_kept, running
+from tests.chaos.verdict import digests_equal
 from tests.ports import free_ports
 from tests.tls.conftest import Files, ca
 
@@ -83,8 +84,11 @@ async def test_everything_is_changed_without_a_failed_write(tmp_path: Path) -> N
     async with running(nodes, trusting) as made:
         await made.leader()
         await made.ready()
+        # Else aiohttp would ask again by itself, and nobody would see that a connection was cut.
+        made.session._retry_connection = False
         async with Writers(made, 6, "rotation") as writers:
             await writers.first_after(0.0, 30.0)
+            term = await made.highest_term()
             for number, (change, secrets) in enumerate(steps, 1):
                 for node, material in zip(nodes, materials, strict=True):
                     change(material)
@@ -93,15 +97,17 @@ async def test_everything_is_changed_without_a_failed_write(tmp_path: Path) -> N
                         node.signal(signal.SIGHUP)  # the first one notices by itself
                     for event in ("certificate_reloaded", "peer_secret_reloaded"):
                         await taken_over(made, node, event, number, 20.0)
-            assert not writers.unknown, "nothing that stood was cut"
+            assert not writers.broken, "nothing that stood was cut"
+            # A leader that is deposed because it stalled cannot say what becomes of what it appended.
+            assert not writers.unknown or await made.highest_term() > term
+            made.session._retry_connection = True
             # Only new connections prove anything: each node in turn starts anew under the new ones.
             for node in nodes:
                 node.stop()
                 node.start()
                 await made.ready()
                 await writers.first_after(time.monotonic(), 10.0)
-        pods = await made.pods(nodes[0])
-        assert [pod["reachable"] for pod in pods] == [True] * COUNT, pods
+        await digests_equal(made, nobody_else=True)
         check_kept(writers, await made.dump(await made.leader(), "rotation/"))
         for node in nodes:
             assert not node.events("peer_secret_refused")
@@ -165,7 +171,6 @@ async def test_tls_and_a_secret_come_to_a_plain_cluster_node_by_node(tmp_path: P
                     await made.ready()
                     await writers.first_after(time.monotonic(), 10.0)
             await asyncio.sleep(0)
-        pods = await made.pods(nodes[0])
-        assert [pod["reachable"] for pod in pods] == [True] * COUNT, pods
+        await digests_equal(made, nobody_else=True)
         check_kept(writers, await made.dump(await made.leader(), "introduction/"))
     print(json.dumps({"acknowledged": len(writers.acknowledged), "lost": 0}))
