@@ -30,6 +30,22 @@ async def voters(made: Cluster, node: Node) -> dict[str, str]:
     return {m["Node"]: m["ID"] for m in await made.members(node) if m["Voter"]}
 
 
+async def remove(made: Cluster, asked: Node, member: str) -> None:
+    """Remove a member. Refused for now is no failure: a voter that would be left may be late."""
+    deadline, asked_before = time.monotonic() + 20.0, False
+    while True:
+        async with made.session.delete(
+            f"{asked.url}/v1/operator/raft/peer", params={"id": member}
+        ) as answer:
+            text = await answer.text()
+        # One whose outcome nobody could tell may have been done.
+        if answer.status == 200 or (asked_before and "was not found" in text):
+            return
+        assert time.monotonic() < deadline, (answer.status, text)
+        asked_before = True
+        await asyncio.sleep(0.1)
+
+
 async def found_without_the_last_one_hearing_of_it(made: LabCluster) -> dict[str, str]:
     """Found a cluster on empty volumes and end the third node at once; what that one knew, on its disk.
 
@@ -64,6 +80,7 @@ async def test_a_wiped_voter_is_replaced_through_a_learner(tmp_path: Path) -> No
         victim = next(node for node in made.nodes if node is not leader)
         old_id = node_id(victim)
         victim.kill()
+        known = await made.highest_term()
         victim.wipe()
         victim.log.rename(victim.log.with_suffix(".old"))
         victim.start()
@@ -77,9 +94,17 @@ async def test_a_wiped_voter_is_replaced_through_a_learner(tmp_path: Path) -> No
         await made.ready()
         new_id = node_id(victim)
         assert new_id != old_id
-        order = [event["event"] for event in leader.events() if event.get("member") == new_id]
-        assert order == ["learner_added", "learner_promoted"], order
-        granted = [event for event in victim.events("granted_vote") if event["term"] <= 2]
+        # Said by whoever led at that moment; a leader that is deposed too early leaves it to the next one.
+        changes = [
+            (event["term"], event["index"], event["event"])
+            for node in made.nodes
+            for event in node.events("learner_added", "learner_promoted")
+            if event["member"] == new_id
+        ]
+        order = [what for *_, what in sorted(changes)]
+        assert (order[0], order[-1]) == ("learner_added", "learner_promoted"), changes
+        assert len(order) == 2 or len({term for term, *_ in changes}) > 1, changes
+        granted = [event for event in victim.events("granted_vote") if event["term"] <= known]
         assert not granted, "it took part in a term that its old incarnation knew"
         check_kept(writers, await made.dump(victim, "before/"))
         # Now it counts: with the third node gone, the leader and it are a quorum.
@@ -94,32 +119,38 @@ async def test_an_old_volume_of_a_removed_member_comes_back_as_a_new_incarnation
 ) -> None:
     """RC-51: it is told that it was removed, sets its data aside, joins afresh, raises no term."""
     async with cluster(tmp_path) as made:
-        leader = await made.leader()
-        await made.ready()
-        victim = next(node for node in made.nodes if node is not leader)
-        old_id = node_id(victim)
-        victim.kill()
-        async with made.session.delete(
-            f"{leader.url}/v1/operator/raft/peer", params={"id": old_id}
-        ) as answer:
-            assert answer.status == 200, await answer.text()
-        assert len(await made.members(leader)) == 2
-        facts = await made.status(leader)
-        assert facts is not None
-        await made.write(leader, "meanwhile", "1")
-        victim.start()
+        for _ in range(3):  # a machine that stalls for so long is no reason to fail
+            trouble = await come_back_after_a_removal(made)
+            if not trouble:
+                break
+        assert not trouble
 
-        async def back() -> bool:
-            return len(await voters(made, leader)) == 3
 
-        await made.until(back, "the node is a voter again")
-        await made.ready()
-        assert node_id(victim) != old_id
-        assert (victim.data / f"set-aside-{old_id}").is_dir(), sorted(victim.data.iterdir())
-        after = await made.status(leader)
-        assert after is not None
-        assert after["term"] == facts["term"], "its return disturbed the cluster"
-        assert await made.get(victim, "meanwhile") == "1"
+async def come_back_after_a_removal(made: Cluster) -> list[str]:
+    """Remove a node that is down, start it again, and say how its return disturbed the cluster."""
+    leader = await made.leader()
+    await made.ready()
+    victim = next(node for node in made.nodes if node is not leader)
+    old_id = node_id(victim)
+    victim.kill()
+    await remove(made, leader, old_id)
+    assert len(await made.members(leader)) == 2
+    await made.write(leader, "meanwhile", old_id)
+    before, start_at = await made.highest_term(), victim.log_end
+    victim.start()
+
+    async def back() -> bool:
+        return len(await voters(made, leader)) == 3
+
+    await made.until(back, "the node is a voter again")
+    # Whatever the others went through: nobody would vote for it, and without votes no term is raised.
+    assert not victim.events("became_candidate", since=start_at)
+    await made.ready()
+    assert node_id(victim) != old_id
+    assert (victim.data / f"set-aside-{old_id}").is_dir(), sorted(victim.data.iterdir())
+    assert await made.get(victim, "meanwhile") == old_id
+    after = await made.highest_term()
+    return [] if after == before else [f"term {after} and not {before}"]
 
 
 @pytest.mark.skipif(bool(lacks_machines()), reason=lacks_machines() or "machines")
@@ -137,10 +168,8 @@ async def test_a_founding_node_that_is_removed_before_it_heard_of_the_founding_j
         assert not record["cluster_id"]
         old_id = record["node_id"]
         leader = await made.lab_leader()
-        async with made.session.delete(
-            f"{leader.url}/v1/operator/raft/peer", params={"id": old_id}
-        ) as answer:
-            assert answer.status == 200, await answer.text()
+        await made.ready()
+        await remove(made, leader, old_id)
         victim.start()
 
         async def back() -> bool:
@@ -179,6 +208,7 @@ async def test_an_old_copy_of_a_volume_is_noticed_although_everybody_restarted(
         assert any(e.get("reason") == "VolumeRolledBack" for e in victim.events("node_must_stop"))
         assert (victim.data / "DAMAGED").exists()
         others = [node for node in made.nodes if node is not victim]
+        await made.ready()
         assert await made.get(others[0], "newer") == "1"
         victim.start()
         await made.until(gone, "it does not start on the old copy again")
@@ -190,10 +220,7 @@ async def test_a_live_member_that_is_removed_stops_with_a_clear_status(tmp_path:
         leader = await made.leader()
         await made.ready()
         victim = next(node for node in made.nodes if node is not leader)
-        async with made.session.delete(
-            f"{leader.url}/v1/operator/raft/peer", params={"id": node_id(victim)}
-        ) as answer:
-            assert answer.status == 200, await answer.text()
+        await remove(made, leader, node_id(victim))
 
         async def gone() -> bool:
             return not victim.is_running
