@@ -47,6 +47,17 @@ async def test_two_nodes_that_move_out_of_each_others_sight_meet_again(tmp_path:
         await made.until(knows_both, "the third was greeted from both new addresses")
         made.network.heal()
         await healthy(made)
+
+        async def met() -> bool:
+            # Each shows where it heard the other one itself; the way there, only the third could tell.
+            at_one, at_two = [
+                {member["Node"]: member["Address"] for member in await made.members(node)}
+                for node in (one, two)
+            ]
+            shown = at_one.get(two.name), at_two.get(one.name)
+            return shown == ("10.77.0.102:8300", "10.77.0.101:8300")
+
+        await made.until(met, "the two speak with each other")
         # Only if they talk to each other can the two do without the third.
         third.kill()
         await made.write(one, "met", "1", timeout_s=30)
