@@ -29,6 +29,7 @@ REGRESSIONS: dict[int, str] = {
     342931440343: "who was removed while a change of it was under way stayed in the catalog for a minute",
     342931439157: "the checker did not count a received snapshot on a disk whose log was still to be reset",
     146210523387: "the checker took a tail that a later leader replaced by older entries for a lost one",
+    593751862: "the workload of blocking queries asked whoever is up while both of two were being restarted",
     717647990364: "a volume was wiped while another voter's was an old copy that nobody had noticed yet",
     324703084363: "a founder of one founded again on an emptied volume: decision 0006 says who may",
     220: "two new machines founded a second cluster while the first one was down",

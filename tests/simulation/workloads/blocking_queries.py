@@ -237,7 +237,7 @@ class BlockingQueries(Workload):
             if not asleep:
                 self._poked, self._poke = None, self._poke + 1
                 self.bench.note("watchers poked")
-        elif not behind and not self._poking and self._poke < len(_CHANGES):
+        elif not behind and not self._poking and self._poke < len(_CHANGES) and self.bench.up():
             self._poking = True
             node = self.rng.choice(self.bench.up())
             change = self._change(_CHANGES[self._poke])
