@@ -11,9 +11,10 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,10 @@ class Cluster:
                 return dict(body["Stats"]["raft"])
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """Log lines of all nodes, as ``Node.events`` gives them, node by node."""
+        return [event for node in self.nodes for event in node.events(*names)]
 
     async def highest_term(self) -> int:
         """The latest term that a running node knows of."""
@@ -353,6 +358,22 @@ class Writers:
                 return later[0] - moment
             await asyncio.sleep(0.01)
         raise AssertionError(f"no write in {timeout_s} s\n{self._cluster.tails()}")
+
+    def longest_gap(self, since: float) -> float:
+        """Seconds for which nothing was acknowledged, at the longest, from ``since`` until now."""
+        times = [since, *(at for at in self.times if at >= since), time.monotonic()]
+        return max(later - at for at, later in pairwise(times))
+
+
+async def in_one_of_three(play: Callable[[], Awaitable[list[str]]]) -> None:
+    """Play a round that says what was not as it should be, up to three times: a machine that stalls for so
+    long is no reason to fail.
+    """
+    for _ in range(3):
+        trouble = await play()
+        if not trouble:
+            return
+    raise AssertionError(trouble)
 
 
 def check_kept(writers: Writers, found: dict[str, bytes]) -> None:

@@ -8,7 +8,6 @@ began, a pod that comes back has its old volume and a new address if one likes.
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import subprocess
 import time
@@ -267,16 +266,7 @@ async def statefulset(
 
 def events(node: LabNode, name: str) -> list[dict[str, Any]]:
     """Log lines of a pod's present life."""
-    lines = node.log.read_bytes()[node.life_at :].decode(errors="replace").splitlines()
-    found = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and event.get("event") == name:
-            found.append(event)
-    return found
+    return node.events(name, since=node.life_at)
 
 
 async def eventually(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.chaos.lab import LabNode
 from tests.chaos.machines import lacks_strace
-from tests.chaos.processes import Writers, check_kept
+from tests.chaos.processes import Writers, check_kept, in_one_of_three
 from tests.k8s.statefulset import (
     NAME,
     StatefulSet,
@@ -47,11 +46,7 @@ async def test_a_rolling_restart_under_load_loses_nothing_and_hands_over_each_ti
         async with Writers(made.cluster, 4, "w") as writers:
             await writers.first_after(0.0, 10.0)
             for name in (*reversed(NAMES), LEADER):
-                for _ in range(3):  # a machine that stalls for so long is no reason to fail
-                    trouble = await restart(made, name, writers)
-                    if not trouble:
-                        break
-                assert not trouble
+                await in_one_of_three(partial(restart, made, name, writers))
         for node in made.pods.values():
             check_kept(writers, await made.cluster.dump(node, "w/"))
         await made.become(0, 1, 2)
@@ -62,24 +57,19 @@ async def restart(made: StatefulSet, name: str, writers: Writers) -> list[str]:
     leader = await made.cluster.lab_leader()
     node = leader if name == LEADER else made.pods[name]
     began = time.monotonic()
-    by_time_out = len(timed_out_elections(made))
+    by_time_out = len(made.cluster.events("became_pre_candidate"))
     assert await made.stop(node.name) == [0]
     trouble = []
     if node is leader and not events(node, "transfer_started"):
         trouble.append("it left without handing over")
     made.start_names([node.name])
     await made.ready()
-    if len(timed_out_elections(made)) > by_time_out:
+    if len(made.cluster.events("became_pre_candidate")) > by_time_out:
         trouble.append("an election by time-out instead of a hand-over")
-    times = [began, *(at for at in writers.times if at >= began), time.monotonic()]
-    gap = max(b - a for a, b in pairwise(times))
+    gap = writers.longest_gap(began)
     if gap >= 2.0:
         trouble.append(f"nothing was written for {gap:.1f} s")
     return trouble
-
-
-def timed_out_elections(made: StatefulSet) -> list[dict[str, Any]]:
-    return [e for node in made.pods.values() for e in node.events("became_pre_candidate")]
 
 
 async def test_all_pods_gone_and_back_with_new_addresses(tmp_path: Path) -> None:

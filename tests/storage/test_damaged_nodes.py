@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.chaos.processes import Cluster, Node, Writers, check_kept, cluster
+from tests.chaos.verdict import digests_equal
 from tests.simulation.soak import source_base
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
@@ -174,7 +175,7 @@ async def test_a_damaged_node_is_healed_from_its_peers(tmp_path: Path, damage) -
         assert damage is not lose_log_end or "synced data are missing" in why, why
         assert (victim.data / "set-aside-damaged" / "raft").is_dir()
         check_kept(writers, await made.dump(victim, "w/"))
-        await all_equal(made, leader)
+        await digests_equal(made, nobody_else=True)
 
 
 async def test_damage_met_by_a_reader_stops_the_node_and_is_not_forgotten(tmp_path: Path) -> None:
@@ -292,16 +293,8 @@ async def test_random_damage_never_gives_a_wrong_value(tmp_path: Path) -> None:
             await settled(made)
             check_kept(writers, await read_whole(made, victim))
             outcomes.append((f"{place} {what}", "healed" if aside.exists() else "whole"))
-        await all_equal(made, await made.leader())
+        await digests_equal(made, nobody_else=True)
     print(json.dumps({"seed": seed, "outcomes": outcomes}))
-
-
-async def all_equal(made: Cluster, asked: Node) -> None:
-    async def equal() -> bool:
-        pods = await made.pods(asked)
-        return len({pod["digest"] for pod in pods}) == 1 and len(pods) == 3
-
-    await made.until(equal, "all states are equal")
 
 
 async def read_whole(made: Cluster, node: Node) -> dict[str, bytes]:
